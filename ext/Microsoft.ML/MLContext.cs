@@ -14,6 +14,10 @@ public sealed class MLContext : IHostEnvironmentInternal
     {
         _env = new Host(seed);
         _env.Listen((source, message) => Log?.Invoke(this, new LoggingEventArgs(message.Message, message.Kind, source)));
+        BinaryClassification = new BinaryClassificationCatalog(_env);
+        MulticlassClassification = new MulticlassClassificationCatalog(_env);
+        Regression = new RegressionCatalog(_env);
+        Ranking = new RankingCatalog(_env);
         Transforms = new TransformsCatalog(_env);
         Model = new ModelOperationsCatalog(_env);
         Data = new DataOperationsCatalog(_env);
@@ -21,6 +25,14 @@ public sealed class MLContext : IHostEnvironmentInternal
 
     /// <summary>Every message of every component.</summary>
     public event EventHandler<LoggingEventArgs> Log;
+
+    public BinaryClassificationCatalog BinaryClassification { get; }
+
+    public MulticlassClassificationCatalog MulticlassClassification { get; }
+
+    public RegressionCatalog Regression { get; }
+
+    public RankingCatalog Ranking { get; }
 
     public TransformsCatalog Transforms { get; }
 

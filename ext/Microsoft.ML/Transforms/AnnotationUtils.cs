@@ -1,14 +1,29 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
 using Microsoft.ML.Runtime;
 
 namespace Microsoft.ML.Data;
 
 /// <summary>
 /// The annotations that trainers, transforms and evaluators tell each other about columns with.
-/// The library's Persistence/ folder is a friend of this assembly: it reaches these members by the names that they
-/// have in the real package, to describe the columns of its trainers (see <see cref="ScoreColumnAnnotations"/> for
-/// the exact set and order that the real trainers write).
 /// </summary>
+/// <remarks>
+/// The library's Persistence/ folder reaches these members by the names that they have in the real package: as a
+/// friend of this assembly, or through the opened internals of the real one. What its trainers must write, each with
+/// <c>DataViewSchema.Annotations.Builder</c> in this order, is what the real trainers write:
+/// <list type="bullet">
+/// <item>Multiclass. PredictedLabel: ScoreColumnKind, ScoreValueKind, KeyValues (the label's), ScoreColumnSetId. Score:
+/// ScoreColumnKind, ScoreColumnSetId, ScoreValueKind, TrainingLabelValues (the label's key values, of their own type),
+/// SlotNames (the same, only where they are texts).</item>
+/// <item>Binary. PredictedLabel: ScoreColumnKind, ScoreValueKind, ScoreColumnSetId. Score: ScoreColumnKind,
+/// ScoreColumnSetId, ScoreValueKind. Probability: ScoreColumnKind, ScoreColumnSetId, IsNormalized (true), ScoreValueKind.</item>
+/// <item>Regression. Score: ScoreColumnSetId, ScoreColumnKind, ScoreValueKind.</item>
+/// </list>
+/// The kind is one of <see cref="Const.ScoreColumnKind"/>, the value kind one of <see cref="Const.ScoreValueKind"/>; the
+/// set id, of type <see cref="ScoreColumnSetIdType"/>, is one more than the largest in the input schema
+/// (<see cref="GetMaxAnnotationKind"/>). Estimators promise the same by <see cref="GetTrainerOutputAnnotation"/> and
+/// <see cref="AnnotationsForMulticlassScoreColumn"/>.
+/// </remarks>
 internal static class AnnotationUtils
 {
     /// <summary>The names of annotations.</summary>

@@ -1,4 +1,5 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
 using Microsoft.ML.Runtime;
 
 namespace Microsoft.ML.Data;
