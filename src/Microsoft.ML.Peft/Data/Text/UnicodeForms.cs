@@ -1,0 +1,126 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Collections.Concurrent;
+using System.Text;
+
+namespace Microsoft.ML.Peft.Data;
+
+/// <summary>Unicode normalisation that keeps the alignment.</summary>
+internal static class UnicodeForms
+{
+    private static readonly ConcurrentDictionary<(int, bool), int[]> Decompositions = new();
+
+    /// <summary>Normalises to NFC, NFD, NFKC or NFKD.</summary>
+    public static AlignedText Apply(AlignedText source, NormalizationForm form)
+    {
+        if (IsInForm(source.Span, form))
+            return source;
+        var rewriter = new Rewriter(source);
+        var span = source.Span;
+        int from = 0;
+        while (from < span.Length)
+        {
+            int to = from + 1;
+            while (to < span.Length && span[to] >= 0x300)
+                to++;
+            Run(ref rewriter, span[from..to], form);
+            from = to;
+        }
+        return rewriter.Target;
+    }
+
+    private static bool IsInForm(ReadOnlySpan<int> text, NormalizationForm form)
+    {
+        // Everything below these is in the form already.
+        int safe = form switch { NormalizationForm.FormC => 0x300, NormalizationForm.FormD => 0xC0, _ => 0xA0 };
+        foreach (int c in text)
+        {
+            if (c >= safe)
+                return false;
+        }
+        return true;
+    }
+
+    // Characters below U+0300 never join what stands before them, so a run from one of those to the next is closed.
+    private static void Run(ref Rewriter rewriter, ReadOnlySpan<int> run, NormalizationForm form)
+    {
+        if (run.Length == 1 && run[0] < 0xA0)
+        {
+            rewriter.Put(run[0], 0);
+            return;
+        }
+        bool compatible = form is NormalizationForm.FormKC or NormalizationForm.FormKD;
+        var parts = Decompose(run, compatible);
+        if (form is NormalizationForm.FormC or NormalizationForm.FormKC)
+            Compose(ref rewriter, parts, AlignedText.CodePoints(Normal(run, form)));
+        else
+        {
+            foreach (var (c, change) in parts)
+                rewriter.Put(c, change);
+        }
+    }
+
+    // The parts of all characters in canonical order; the first part of a character replaces it, the others are inserted.
+    private static List<(int C, int Change)> Decompose(ReadOnlySpan<int> run, bool compatible)
+    {
+        var parts = new List<(int C, int Change)>(run.Length * 2);
+        foreach (int c in run)
+        {
+            int[] parted = Decompositions.Count > 20_000 ? Decomposition(c, compatible) : Decompositions.GetOrAdd((c, compatible), static key => Decomposition(key.Item1, key.Item2));
+            for (int i = 0; i < parted.Length; i++)
+                parts.Add((parted[i], i == 0 ? 0 : 1));
+        }
+        int[] ordered = AlignedText.CodePoints(Normal(run, compatible ? NormalizationForm.FormKD : NormalizationForm.FormD));
+        if (ordered.Length != parts.Count)
+            return parts;
+        for (int i = 0; i < ordered.Length; i++)
+        {
+            int at = parts.FindIndex(i, part => part.C == ordered[i]);
+            if (at <= i)
+                continue;
+            var moved = parts[at];
+            parts.RemoveAt(at);
+            parts.Insert(i, moved);
+        }
+        return parts;
+    }
+
+    // A composed character swallows its parts: it replaces one character of the source for each part that replaced one.
+    private static void Compose(ref Rewriter rewriter, List<(int C, int Change)> parts, int[] composed)
+    {
+        foreach (int c in composed)
+        {
+            int[] needed = Decomposition(c, compatible: false);
+            int change = 0;
+            for (int i = 0; i < needed.Length; i++)
+            {
+                int at = parts.FindIndex(part => part.C == needed[i]);
+                if (at < 0)
+                    continue;
+                change = i == 0 ? parts[at].Change : change + parts[at].Change - 1;
+                parts.RemoveAt(at);
+            }
+            rewriter.Put(c, change);
+        }
+    }
+
+    private static int[] Decomposition(int c, bool compatible) =>
+        AlignedText.CodePoints(Normal([c], compatible ? NormalizationForm.FormKD : NormalizationForm.FormD));
+
+    private static string Normal(ReadOnlySpan<int> run, NormalizationForm form)
+    {
+        string text = AlignedText.ToString(run);
+        try
+        {
+            return text.Normalize(form);
+        }
+        catch (ArgumentException)
+        {
+            // Noncharacters (U+FFFE, U+FFFF) are refused by the platform: they have no other form.
+            var built = new StringBuilder();
+            foreach (int c in run)
+                built.Append(c is 0xFFFE or 0xFFFF ? ((char)c).ToString() : char.ConvertFromUtf32(c).Normalize(form));
+            return built.ToString();
+        }
+    }
+}
