@@ -7,5 +7,5 @@ namespace Microsoft.ML.Peft.Data;
 /// <summary>The families with a SentencePiece model.</summary>
 internal static class SentencePieceFamily
 {
-    public static TokenizerPipeline Build(IFileSet files, string name, TokenizerSettings settings) => throw new NotSupportedException();
+    public static TokenizerPipeline Build(IFileSet files, string name, TokenizerSettings settings) => throw new NotSupportedException("This family is read from its tokenizer.json only.");
 }

@@ -31,8 +31,8 @@ public enum TextTruncation
 /// <summary>How a text is encoded.</summary>
 public sealed record TextEncodeOptions
 {
-    /// <summary>Most tokens of one encoding, special tokens included; 0 for no limit.</summary>
-    public int MaxTokens { get; init; }
+    /// <summary>Most tokens of one encoding, special tokens included; null for no limit.</summary>
+    public int? MaxTokens { get; init; }
 
     /// <summary>Put the model's special tokens around the text.</summary>
     public bool AddSpecialTokens { get; init; } = true;

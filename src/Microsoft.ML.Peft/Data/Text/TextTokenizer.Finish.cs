@@ -38,11 +38,11 @@ public sealed partial class TextTokenizer
         var post = pipeline.Post;
         bool pair = runs.Length > 1;
         var windows = runs.Select(run => new List<TokenRun> { run }).ToArray();
-        if (options.MaxTokens > 0)
+        if (options.MaxTokens is int most)
         {
-            int room = options.MaxTokens - (options.AddSpecialTokens ? post.SpecialCount(pair) : 0);
+            int room = most - (options.AddSpecialTokens ? post.SpecialCount(pair) : 0);
             if (room < 0)
-                throw new ArgumentException($"{options.MaxTokens} tokens are too few: the special tokens alone are {post.SpecialCount(pair)}.", nameof(options));
+                throw new ArgumentException($"{most} tokens are too few: the special tokens alone are {post.SpecialCount(pair)}.", nameof(options));
             Cut(runs, windows, room, options, overflow);
         }
         var encodings = new List<TextEncoding>();

@@ -137,7 +137,7 @@ public sealed partial class TextTokenizer
     /// <param name="maxTokens">Most tokens, special ones included; what is too long is cut at its end, the longer text first. 0 for no limit.</param>
     /// <returns>Ids and what belongs to them.</returns>
     public TextEncoding Encode(string text, string? pair = null, int maxTokens = 0) =>
-        Encode(text, pair, new TextEncodeOptions { MaxTokens = maxTokens });
+        Encode(text, pair, new TextEncodeOptions { MaxTokens = maxTokens > 0 ? maxTokens : null });
 
     /// <summary>Encodes a text, or a pair.</summary>
     /// <param name="text">The text.</param>
