@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+# Builds the bridge over libtorch: artifacts/native/libPeftTorch.so. Does nothing where it is up to date.
+# libtorch is looked for in $LIBTORCH, then in the PyTorch of python3, then in Debian's libtorch-dev.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=artifacts/native
+source=ext/TorchSharp/native
+
+torch_of_python() {
+    "${1}" -c 'import importlib.util as u, os; s = u.find_spec("torch"); print(os.path.dirname(s.origin) if s and s.origin else "")' 2>/dev/null || true
+}
+
+include="" lib="" from=""
+if [ -n "${LIBTORCH:-}" ]; then
+    [ -e "$LIBTORCH/lib/libtorch.so" ] || { echo "LIBTORCH=$LIBTORCH has no lib/libtorch.so" >&2; exit 1; }
+    root=$LIBTORCH from="\$LIBTORCH"
+else
+    root=$(torch_of_python python3)
+    from="the PyTorch of python3"
+    # Debian's python3-torch has no headers of its own: its libtorch is the packaged one below.
+    [ -n "$root" ] && [ -e "$root/lib/libtorch.so" ] && [ -d "$root/include/ATen" ] || root=""
+fi
+if [ -n "$root" ]; then
+    include="$root/include;$root/include/torch/csrc/api/include"
+    lib=$root/lib
+else
+    triplet=$(g++ -dumpmachine 2>/dev/null | sed 's/-pc-/-/' || true)
+    for folder in "/usr/lib/${triplet:-x86_64-linux-gnu}" /usr/lib/x86_64-linux-gnu /usr/lib/aarch64-linux-gnu; do
+        if [ -e "$folder/libtorch.so" ] && [ -d /usr/include/ATen ]; then
+            lib=$folder include="/usr/include;/usr/include/torch/csrc/api/include" from="Debian's libtorch-dev"
+            break
+        fi
+    done
+fi
+[ -n "$lib" ] || { echo "No libtorch found: set LIBTORCH, or install PyTorch (pip install torch) or Debian's libtorch-dev (./eng/setup.sh does)." >&2; exit 1; }
+
+stamp="$(cat "$source"/*.cpp "$source"/*.h "$source"/CMakeLists.txt | sha256sum | cut -c1-16) $(readlink -f "$lib/libtorch.so") $(stat -Lc '%s %Y' "$lib/libtorch.so")"
+if [ -e "$out/libPeftTorch.so" ] && [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp" ]; then
+    echo "native: up to date ($from, $lib)"
+    exit 0
+fi
+for tool in cmake g++; do
+    command -v "$tool" >/dev/null || { echo "native: $tool is missing (./eng/setup.sh installs it on Debian)" >&2; exit 1; }
+done
+
+started=$(date +%s)
+mkdir -p "$out"
+rm -rf "$out/build"
+generator=(); command -v ninja >/dev/null && generator=(-G Ninja)
+log=$out/build.log
+{
+    cmake "${generator[@]}" -S "$source" -B "$out/build" -DCMAKE_BUILD_TYPE=None "-DTORCH_INCLUDE=$include" "-DTORCH_LIB=$lib" &&
+    cmake --build "$out/build" --parallel 2
+} >"$log" 2>&1 || { tail -40 "$log" >&2; echo "native: the build failed, see $log" >&2; exit 1; }
+# Renamed into place: a running process keeps the library that it has loaded.
+cp "$out/build/libPeftTorch.so" "$out/libPeftTorch.so.new" && mv "$out/libPeftTorch.so.new" "$out/libPeftTorch.so"
+rm -rf "$out/build"
+echo "$stamp" >"$out/stamp"
+echo "native: built in $(( $(date +%s) - started )) s over libtorch $(sed -n 's/.*define TORCH_VERSION "\(.*\)"/\1/p' $(echo "$include" | tr ';' '\n' | sed 's|$|/torch/version.h|') 2>/dev/null | head -1) of $from ($lib)"
