@@ -1,0 +1,106 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using static TorchSharp.torch;
+using Microsoft.ML.Peft.Backbones;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// What a method made for one backbone: named parameters, patches that borrow them, and hooks into training. It owns its
+/// parameters and nothing of the backbone: detaching is simply not wearing it.
+/// </summary>
+public class PeftAdaptation : IDisposable
+{
+    private readonly List<NamedParameter> _parameters = [];
+    private readonly Dictionary<string, NamedParameter> _byName = [];
+    private readonly Dictionary<Site, Patch> _patches = [];
+
+    /// <summary>Makes an empty adaptation.</summary>
+    /// <param name="method">The method with its options.</param>
+    /// <param name="backbone">The backbone that it fits.</param>
+    public PeftAdaptation(PeftMethod method, Backbone backbone)
+    {
+        Method = method;
+        Backbone = backbone;
+    }
+
+    /// <summary>The method with its options.</summary>
+    public PeftMethod Method { get; }
+
+    /// <summary>The backbone that it fits.</summary>
+    public Backbone Backbone { get; }
+
+    /// <summary>All parameters and buffers, in the order of their creation.</summary>
+    public IReadOnlyList<NamedParameter> Parameters => _parameters;
+
+    /// <summary>One patch a site.</summary>
+    public IReadOnlyDictionary<Site, Patch> Patches => _patches;
+
+    /// <summary>Number of trainable numbers.</summary>
+    public long TrainableCount => _parameters.Where(p => p.Trainable).Sum(p => p.Value.numel());
+
+    /// <summary>Takes ownership of a parameter.</summary>
+    /// <param name="parameter">A parameter with a name of its own.</param>
+    /// <exception cref="ArgumentException">The name is taken.</exception>
+    public NamedParameter Add(NamedParameter parameter)
+    {
+        if (!_byName.TryAdd(parameter.Name, parameter))
+            throw new ArgumentException($"Parameter {parameter.Name} exists already in this adaptation.");
+        _parameters.Add(parameter);
+        return parameter;
+    }
+
+    /// <summary>Makes and owns a parameter, on the backbone's device, in float32.</summary>
+    /// <param name="name">Name inside the task model.</param>
+    /// <param name="value">The numbers.</param>
+    /// <param name="trainable">False for a buffer.</param>
+    public NamedParameter Add(string name, Tensor value, bool trainable = true) =>
+        Add(new NamedParameter(name, value, trainable));
+
+    /// <summary>The parameter of a name, or null.</summary>
+    /// <param name="name">Name inside the task model.</param>
+    public NamedParameter? Find(string name) => _byName.GetValueOrDefault(name);
+
+    /// <summary>Puts a patch on a site; a second one at the same site nests around the first.</summary>
+    /// <param name="site">A site of the backbone.</param>
+    /// <param name="patch">A patch of the kind that the site takes.</param>
+    public void Attach(Site site, Patch patch) =>
+        _patches[site] = _patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(inner, patch) : patch;
+
+    /// <summary>What a pass wears to run with this adaptation.</summary>
+    public PatchTable Table() => new(_patches, Backbone.Device.type);
+
+    /// <summary>Called before each training forward; may run the bare backbone.</summary>
+    /// <param name="pass">The pass that is about to run.</param>
+    public virtual void BeforePass(Pass pass)
+    {
+    }
+
+    /// <summary>A loss term of the method's own (a scalar), or null.</summary>
+    /// <param name="pass">The pass that has just run.</param>
+    public virtual Tensor? ExtraLoss(Pass pass) => null;
+
+    /// <summary>Called with all gradients there, before clipping and the optimizer step.</summary>
+    /// <param name="step">Number of the optimizer step, from 0.</param>
+    public virtual void BeforeStep(long step)
+    {
+    }
+
+    /// <summary>Called after the optimizer step; may freeze, thaw, grow or shrink parameters.</summary>
+    /// <param name="step">Number of the optimizer step, from 0.</param>
+    public virtual void AfterStep(long step)
+    {
+    }
+
+    /// <summary>Called once when training is over.</summary>
+    public virtual void Finished()
+    {
+    }
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (NamedParameter parameter in _parameters) parameter.Dispose();
+        GC.SuppressFinalize(this);
+    }
+}

@@ -1,0 +1,58 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// A frozen backbone, what it wears, and a head: all that training and scoring need. It owns adaptation and head;
+/// the backbone may be shared.
+/// </summary>
+public sealed class AdaptedModel : IDisposable
+{
+    private readonly PatchTable _table;
+    private readonly bool _ownsBackbone;
+
+    /// <summary>Joins the three.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <param name="adaptation">What it wears; null for none.</param>
+    /// <param name="head">What reads it.</param>
+    /// <param name="ownsBackbone">True to dispose the backbone with the model.</param>
+    public AdaptedModel(Backbone backbone, PeftAdaptation? adaptation, Head head, bool ownsBackbone = false)
+    {
+        Backbone = backbone;
+        Adaptation = adaptation;
+        Head = head;
+        _ownsBackbone = ownsBackbone;
+        _table = adaptation?.Table() ?? PatchTable.Empty;
+    }
+
+    /// <summary>The frozen network.</summary>
+    public Backbone Backbone { get; }
+
+    /// <summary>What it wears, or null.</summary>
+    public PeftAdaptation? Adaptation { get; }
+
+    /// <summary>What reads it.</summary>
+    public Head Head { get; }
+
+    /// <summary>The patches that a pass over this model wears.</summary>
+    public PatchTable Patches => _table;
+
+    /// <summary>All parameters and buffers of adaptation and head, in a stable order.</summary>
+    public IReadOnlyList<NamedParameter> Parameters => [.. Adaptation?.Parameters ?? [], .. Head.Parameters];
+
+    /// <summary>Scores of a batch, by the head.</summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="pass">A pass made over <see cref="Patches"/>.</param>
+    public Tensor Forward(TokenBatch batch, Pass pass) => Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        Adaptation?.Dispose();
+        Head.Dispose();
+        if (_ownsBackbone) Backbone.Dispose();
+    }
+}

@@ -1,0 +1,78 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// A named tensor that an adaptation or a head owns. Patches hold the <see cref="NamedParameter"/> and read
+/// <see cref="Value"/> at each use: the training loop may put a view of its flat buffer in its place.
+/// </summary>
+public sealed class NamedParameter : IDisposable
+{
+    /// <summary>Takes ownership of a tensor.</summary>
+    /// <param name="name">Name as in Hugging Face files inside the task model, e.g. <c>bert.encoder.layer.0.attention.self.query.lora_A.weight</c>.</param>
+    /// <param name="value">The numbers; detached from any dispose scope.</param>
+    /// <param name="trainable">False for a buffer: saved, moved, never trained.</param>
+    public NamedParameter(string name, Tensor value, bool trainable = true)
+    {
+        Name = name;
+        Value = value.DetachFromDisposeScope();
+        Trainable = trainable;
+        if (trainable) Value.requires_grad_();
+        Decay = value.dim() > 1;
+    }
+
+    /// <summary>Name as in Hugging Face files inside the task model.</summary>
+    public string Name { get; }
+
+    /// <summary>The numbers.</summary>
+    public Tensor Value { get; private set; }
+
+    /// <summary>False for a buffer.</summary>
+    public bool Trainable { get; private set; }
+
+    /// <summary>True where weight decay applies; by default for tensors of two or more dimensions.</summary>
+    public bool Decay { get; init; }
+
+    /// <summary>Factor on the learning rate (LoRA+).</summary>
+    public double RateFactor { get; init; } = 1;
+
+    /// <summary>True where the tensor is saved with the adaptation.</summary>
+    public bool Saved { get; init; } = true;
+
+    /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
+    /// <param name="value">Same shape; ownership passes here.</param>
+    public void Replace(Tensor value)
+    {
+        Tensor old = Value;
+        Value = value.DetachFromDisposeScope();
+        if (!ReferenceEquals(old, value)) old.Dispose();
+    }
+
+    /// <summary>Copies numbers into the value.</summary>
+    /// <param name="source">Same shape, any floating type.</param>
+    /// <exception cref="ArgumentException">The shape differs.</exception>
+    public void Load(Tensor source)
+    {
+        if (!source.shape.AsSpan().SequenceEqual(Value.shape))
+            throw new ArgumentException(
+                $"Parameter {Name}: found shape [{string.Join(", ", source.shape)}], expected [{string.Join(", ", Value.shape)}].");
+        using var off = no_grad();
+        Value.copy_(source);
+    }
+
+    /// <summary>Stops or resumes training this tensor.</summary>
+    /// <param name="trainable">True to train.</param>
+    public void SetTrainable(bool trainable)
+    {
+        Trainable = trainable;
+        Value.requires_grad = trainable;
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => Value.Dispose();
+
+    /// <inheritdoc/>
+    public override string ToString() => $"{Name} [{string.Join(", ", Value.shape)}]{(Trainable ? "" : " frozen")}";
+}

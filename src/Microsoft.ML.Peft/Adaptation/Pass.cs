@@ -1,0 +1,171 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>Which tokens of a padded batch are real.</summary>
+public sealed class Layout
+{
+    /// <summary>Makes the layout of a batch.</summary>
+    /// <param name="mask">1 for real tokens, 0 for padding, int64 or bool <c>[batch, tokens]</c>.</param>
+    /// <param name="padded">False where it is known that no token is padding (saves the mask everywhere).</param>
+    /// <param name="inserted">Tokens in front of each row that are not the row's own (prompts).</param>
+    public Layout(Tensor mask, bool padded = true, int inserted = 0)
+    {
+        Mask = mask;
+        Padded = padded;
+        Inserted = inserted;
+    }
+
+    /// <summary>1 for real tokens, 0 for padding, <c>[batch, tokens]</c>.</summary>
+    public Tensor Mask { get; }
+
+    /// <summary>True where the batch has padding.</summary>
+    public bool Padded { get; }
+
+    /// <summary>Number of tokens in front that are not the row's own.</summary>
+    public int Inserted { get; }
+
+    /// <summary>Rows in the batch.</summary>
+    public long Batch => Mask.shape[0];
+
+    /// <summary>Tokens in a padded row.</summary>
+    public long Tokens => Mask.shape[1];
+
+    /// <summary>Added to attention scores: 0 for real keys, the lowest number for padding, <c>[batch, 1, 1, tokens]</c>; null without padding.</summary>
+    /// <param name="dtype">Type of the scores.</param>
+    public Tensor? KeyBias(ScalarType dtype)
+    {
+        if (!Padded) return null;
+        if (_keyBias is not null && _keyBias.dtype == dtype) return _keyBias;
+        // The lowest finite number, not -inf: a row that is all padding must not become NaN.
+        double lowest = dtype == ScalarType.Float16 ? -65504.0 : -3.3895313892515355e38;
+        return _keyBias = ((1.0 - Mask.to_type(dtype)) * lowest).unsqueeze(1).unsqueeze(1);
+    }
+
+    private Tensor? _keyBias;
+}
+
+/// <summary>
+/// The context of one forward pass: which patches are worn, whether it trains, its random numbers, and what many sites
+/// share. A pass belongs to one thread and one batch.
+/// </summary>
+public sealed class Pass
+{
+    private readonly Dictionary<object, object> _shared = [];
+
+    /// <summary>Makes a pass over the bare backbone.</summary>
+    public Pass() : this(PatchTable.Empty)
+    {
+    }
+
+    /// <summary>Makes a pass that wears the given patches.</summary>
+    /// <param name="patches">One patch a site.</param>
+    /// <param name="training">True to drop out.</param>
+    /// <param name="seed">Mixed into the random numbers of each segment, so that any segment can be run again; null leaves the generator alone.</param>
+    public Pass(PatchTable patches, bool training = false, ulong? seed = null)
+    {
+        Patches = patches;
+        Training = training;
+        Seed = seed;
+    }
+
+    /// <summary>The patches that are worn.</summary>
+    public PatchTable Patches { get; }
+
+    /// <summary>True while training: dropout is on.</summary>
+    public bool Training { get; }
+
+    /// <summary>Key of the random numbers of this pass, or null.</summary>
+    public ulong? Seed { get; }
+
+    /// <summary>True to run each layer again in the backward pass instead of keeping its activations.</summary>
+    public bool Checkpointing { get; init; }
+
+    /// <summary>True to return the hidden states of all layers.</summary>
+    public bool KeepHiddenStates { get; init; }
+
+    /// <summary>Which tokens are real; set by the backbone at the start and by sequence patches.</summary>
+    public Layout Layout { get; set; } = null!;
+
+    /// <summary>The patch that is worn at a site, or null.</summary>
+    /// <typeparam name="T">Kind of patch that fits the site.</typeparam>
+    /// <param name="site">A site of the backbone.</param>
+    public T? Patch<T>(Site site) where T : Patch => (T?)Patches[site];
+
+    /// <summary>Makes a value at its first use in this pass and gives the same value afterwards.</summary>
+    /// <param name="key">Who asks.</param>
+    /// <param name="make">Makes the value.</param>
+    public T Once<T>(object key, Func<T> make) where T : class
+    {
+        if (_shared.TryGetValue(key, out object? value)) return (T)value;
+        T made = make();
+        _shared[key] = made;
+        return made;
+    }
+
+    /// <summary>Drops entries while training; gives x itself otherwise, without a copy.</summary>
+    /// <param name="x">Any tensor.</param>
+    /// <param name="probability">Share of entries dropped, in [0, 1).</param>
+    public Tensor Dropout(Tensor x, double probability) =>
+        Training && probability > 0 ? nn.functional.dropout(x, probability, true) : x;
+
+    /// <summary>Starts a segment of the network: its random numbers depend on the seed and the segment alone.</summary>
+    /// <param name="segment">0 for the embeddings, layer + 1 for a layer, and on.</param>
+    public void BeginSegment(int segment)
+    {
+        if (Seed is not { } seed || !Training) return;
+        long key = unchecked((long)Mix(seed + (ulong)segment * 0x9E3779B97F4A7C15UL));
+        random.manual_seed(key);
+        if (Patches.Device == DeviceType.CUDA) cuda.manual_seed_all(key);
+    }
+
+    /// <summary>A 64-bit mixer (SplitMix64's finisher): neighbours in, unrelated numbers out.</summary>
+    /// <param name="x">Any number.</param>
+    public static ulong Mix(ulong x)
+    {
+        x += 0x9E3779B97F4A7C15UL;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9UL;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBUL;
+        return x ^ (x >> 31);
+    }
+}
+
+/// <summary>One patch a site, immutable: what a pass wears.</summary>
+public sealed class PatchTable
+{
+    private readonly Patch?[] _patches;
+
+    /// <summary>No patch anywhere.</summary>
+    public static PatchTable Empty { get; } = new([]);
+
+    /// <summary>Makes a table.</summary>
+    /// <param name="patches">Pairs of site and patch; at most one a site.</param>
+    /// <param name="device">Where the network runs.</param>
+    /// <exception cref="ArgumentException">A site has two patches.</exception>
+    public PatchTable(IEnumerable<KeyValuePair<Site, Patch>> patches, DeviceType device = DeviceType.CPU)
+    {
+        Device = device;
+        List<KeyValuePair<Site, Patch>> list = [.. patches];
+        _patches = new Patch?[list.Count == 0 ? 0 : list.Max(p => p.Key.Index) + 1];
+        LowestTrainable = int.MaxValue;
+        foreach ((Site site, Patch patch) in list)
+        {
+            if (_patches[site.Index] is not null)
+                throw new ArgumentException($"Two patches at site {site.Name}; stack them into one first.");
+            _patches[site.Index] = patch;
+            if (patch.Trainable) LowestTrainable = Math.Min(LowestTrainable, site.Layer);
+        }
+    }
+
+    /// <summary>Where the network runs.</summary>
+    public DeviceType Device { get; }
+
+    /// <summary>The lowest layer with a trainable patch (-1: the embeddings); <see cref="int.MaxValue"/> for none.</summary>
+    public int LowestTrainable { get; }
+
+    /// <summary>The patch at a site, or null.</summary>
+    /// <param name="site">A site of the backbone.</param>
+    public Patch? this[Site site] => (uint)site.Index < (uint)_patches.Length ? _patches[site.Index] : null;
+}

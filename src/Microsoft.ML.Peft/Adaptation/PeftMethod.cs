@@ -1,0 +1,66 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Backbones;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// A method with its options: the base of <c>LoraOptions</c> and its kin. One file a method; nothing else knows it.
+/// Options are public properties with defaults, so that they read from JSON and the command line by name.
+/// </summary>
+public abstract class PeftMethod
+{
+    /// <summary>Short lower-case name, e.g. <c>lora</c>: on the command line, in files, in tables.</summary>
+    public abstract string Id { get; }
+
+    /// <summary>The family that the method belongs to, e.g. <c>low rank</c>.</summary>
+    public abstract string Family { get; }
+
+    /// <summary>True where <see cref="Merging.Merge"/> can fold it into the weights.</summary>
+    public abstract bool Mergeable { get; }
+
+    /// <summary>True where a fresh adaptation leaves the output as it was.</summary>
+    public virtual bool ExactAtStart => true;
+
+    /// <summary>Learning rate that suits the method where the user names none.</summary>
+    public virtual double DefaultLearningRate => 5e-4;
+
+    /// <summary>Checks the options alone.</summary>
+    /// <exception cref="ArgumentException">An option is out of range; the message names it, the value and what is allowed.</exception>
+    public virtual void Validate()
+    {
+    }
+
+    /// <summary>Makes the adaptation: parameters with their initial values, and patches on the sites.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <param name="seed">Seed of the initial values.</param>
+    /// <exception cref="ArgumentException">The options do not fit the backbone; the message lists what would.</exception>
+    public abstract PeftAdaptation Attach(Backbone backbone, long seed);
+
+    /// <summary>Number of trainable numbers by the formula of the paper, without building anything.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    public abstract long CountTrainable(Backbone backbone);
+
+    /// <summary>The <c>peft_type</c> of Hugging Face PEFT, or null where the method does not exist there.</summary>
+    public virtual string? HuggingFaceType => null;
+
+    /// <summary>Writes the fields of <c>adapter_config.json</c> that are the method's own.</summary>
+    /// <param name="config">The object to fill.</param>
+    /// <param name="backbone">The frozen network.</param>
+    public virtual void WriteHuggingFace(JsonObject config, Backbone backbone) =>
+        throw new NotSupportedException($"Method {Id} does not exist in Hugging Face PEFT, so there is no adapter_config.json for it.");
+
+    /// <summary>Reads the fields of <c>adapter_config.json</c> that are the method's own into this instance.</summary>
+    /// <param name="config">The whole configuration.</param>
+    /// <exception cref="ArgumentException">A field changes the maths and is not supported; the message names it.</exception>
+    public virtual void ReadHuggingFace(JsonObject config) =>
+        throw new NotSupportedException($"Method {Id} does not exist in Hugging Face PEFT, so it reads no adapter_config.json.");
+
+    /// <summary>An option out of range.</summary>
+    /// <param name="option">Name of the option.</param>
+    /// <param name="value">What was given.</param>
+    /// <param name="allowed">What is allowed.</param>
+    protected ArgumentException Invalid(string option, object? value, string allowed) =>
+        new($"{GetType().Name}.{option} is {value ?? "null"}; allowed is {allowed}.", option);
+}

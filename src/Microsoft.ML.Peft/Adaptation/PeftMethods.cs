@@ -1,0 +1,86 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Collections.Concurrent;
+using System.Text.Json;
+using System.Text.Json.Serialization;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>The open registry of methods: those of this assembly by themselves, a user's own by <see cref="Register{T}"/>.</summary>
+public static class PeftMethods
+{
+    private static readonly ConcurrentDictionary<string, Type> _types = FromThisAssembly();
+
+    private static readonly JsonSerializerOptions _json = new()
+    {
+        WriteIndented = false,
+        UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow,
+        PropertyNamingPolicy = JsonNamingPolicy.CamelCase,
+        Converters = { new JsonStringEnumConverter(JsonNamingPolicy.CamelCase) },
+    };
+
+    /// <summary>Names of all registered methods, sorted.</summary>
+    public static IReadOnlyList<string> Ids => [.. _types.Keys.Order(StringComparer.Ordinal)];
+
+    /// <summary>Adds a method, so that training, model files and the command line know it.</summary>
+    /// <typeparam name="T">A method class with default options in its parameterless constructor.</typeparam>
+    /// <exception cref="InvalidOperationException">Another class has the same name.</exception>
+    public static void Register<T>() where T : PeftMethod, new()
+    {
+        string id = new T().Id;
+        Type held = _types.GetOrAdd(id, typeof(T));
+        if (held != typeof(T))
+            throw new InvalidOperationException($"Method name '{id}' belongs to {held.FullName}; give {typeof(T).FullName} another Id.");
+    }
+
+    /// <summary>Makes a method with its default options.</summary>
+    /// <param name="id">Name of the method.</param>
+    /// <exception cref="ArgumentException">No such method; the message lists near names.</exception>
+    public static PeftMethod Create(string id) => (PeftMethod)Activator.CreateInstance(TypeOf(id))!;
+
+    /// <summary>The class of a method.</summary>
+    /// <param name="id">Name of the method.</param>
+    public static Type TypeOf(string id) => _types.TryGetValue(id, out Type? type)
+        ? type
+        : throw new ArgumentException(
+            $"Unknown method '{id}'. Known: {string.Join(", ", Ids)}. A method of your own assembly needs PeftMethods.Register<T>() first.", nameof(id));
+
+    /// <summary>Writes a method with its options as JSON.</summary>
+    /// <param name="method">The method.</param>
+    public static string ToJson(PeftMethod method)
+    {
+        var root = JsonSerializer.SerializeToNode(method, method.GetType(), _json)!.AsObject();
+        foreach (string computed in (string[])["id", "family", "mergeable", "exactAtStart", "defaultLearningRate", "huggingFaceType"]) root.Remove(computed);
+        root.Insert(0, "method", method.Id);
+        return root.ToJsonString();
+    }
+
+    /// <summary>Reads a method with its options.</summary>
+    /// <param name="json">What <see cref="ToJson"/> wrote.</param>
+    /// <exception cref="ArgumentException">Unknown method or option.</exception>
+    public static PeftMethod FromJson(string json)
+    {
+        try
+        {
+            var root = System.Text.Json.Nodes.JsonNode.Parse(json)!.AsObject();
+            string id = (string?)root["method"] ?? throw new ArgumentException("The field 'method' is missing.");
+            root.Remove("method");
+            return (PeftMethod)root.Deserialize(TypeOf(id), _json)!;
+        }
+        catch (Exception e) when (e is JsonException or InvalidOperationException or NullReferenceException)
+        {
+            throw new ArgumentException($"The method's options could not be read: {e.Message}", e);
+        }
+    }
+
+    private static ConcurrentDictionary<string, Type> FromThisAssembly()
+    {
+        var types = new ConcurrentDictionary<string, Type>(StringComparer.Ordinal);
+        foreach (Type type in typeof(PeftMethods).Assembly.GetTypes())
+        {
+            if (type.IsAbstract || !type.IsSubclassOf(typeof(PeftMethod)) || type.GetConstructor(Type.EmptyTypes) is null) continue;
+            types[((PeftMethod)Activator.CreateInstance(type)!).Id] = type;
+        }
+        return types;
+    }
+}

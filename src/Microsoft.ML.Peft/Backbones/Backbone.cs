@@ -1,0 +1,160 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>Tokens of a batch, padded to one length.</summary>
+/// <param name="Ids">Token ids, int64 <c>[batch, tokens]</c>.</param>
+/// <param name="Mask">1 for real tokens, 0 for padding, int64 <c>[batch, tokens]</c>.</param>
+/// <param name="TypeIds">Token types, int64 <c>[batch, tokens]</c>; null for all 0.</param>
+/// <param name="PositionIds">Positions, int64 <c>[batch, tokens]</c>; null for the family's rule.</param>
+/// <param name="Padded">False where it is known that nothing is padding.</param>
+public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true);
+
+/// <summary>What a forward pass gives.</summary>
+/// <param name="Last">Hidden states after the last layer <c>[batch, tokens, hidden]</c>.</param>
+/// <param name="Layout">Which of the tokens are real.</param>
+/// <param name="HiddenStates">Embedding output and each layer's output, where the pass keeps them; else null.</param>
+public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates);
+
+/// <summary>
+/// A frozen network built of adaptable sites. It holds no state of a run and knows no method: everything that varies is
+/// in the <see cref="Pass"/>, so many threads may run it at once and many adaptations share it.
+/// </summary>
+public abstract class Backbone : IDisposable
+{
+    private readonly List<Site> _sites = [];
+    private readonly List<Tensor> _owned = [];
+
+    /// <summary>Makes an empty backbone.</summary>
+    /// <param name="config">Its geometry.</param>
+    protected Backbone(BackboneConfig config) => Config = config;
+
+    /// <summary>Geometry and settings, from config.json.</summary>
+    public BackboneConfig Config { get; private set; }
+
+    /// <summary>All sites, in the order of the network.</summary>
+    public IReadOnlyList<Site> Sites => _sites;
+
+    /// <summary>Prefix of the base model's tensors in a task model's file, e.g. <c>bert</c>.</summary>
+    public abstract string Prefix { get; }
+
+    /// <summary>Where the weights are.</summary>
+    public Device Device { get; protected set; } = CPU;
+
+    /// <summary>The taps over all hidden states.</summary>
+    public Taps Taps { get; private set; } = null!;
+
+    /// <summary>The pooler's projection, or null where the file has none.</summary>
+    public Projection? Pooler { get; protected set; }
+
+    /// <summary>Number of frozen numbers.</summary>
+    public long ParameterCount => _owned.Sum(t => t.numel());
+
+    /// <summary>Registers a site.</summary>
+    /// <typeparam name="T">Kind of site.</typeparam>
+    /// <param name="site">The site.</param>
+    protected T Add<T>(T site) where T : Site
+    {
+        site.Index = _sites.Count;
+        _sites.Add(site);
+        if (site is Taps taps) Taps = taps;
+        return site;
+    }
+
+    /// <summary>Takes ownership of a frozen tensor.</summary>
+    /// <param name="tensor">The tensor.</param>
+    protected Tensor Own(Tensor tensor)
+    {
+        tensor.requires_grad = false;
+        _owned.Add(tensor.DetachFromDisposeScope());
+        return tensor;
+    }
+
+    /// <summary>Runs the network.</summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="pass">What the run wears; its layout is set here.</param>
+    /// <exception cref="ArgumentException">A row is longer than the position table, or an id is outside the vocabulary.</exception>
+    public BackboneOutput Forward(TokenBatch batch, Pass pass)
+    {
+        pass.Layout = new Layout(batch.Mask, batch.Padded);
+        List<Tensor>? states = pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null;
+        int lowest = pass.Patches.LowestTrainable;
+        Tensor hidden = Segment(-1, lowest, () => Embed(batch, pass), pass);
+        states?.Add(hidden);
+        for (int layer = 0; layer < Config.LayerCount; layer++)
+        {
+            Tensor input = hidden;
+            int number = layer;
+            hidden = pass.Checkpointing && layer >= lowest && pass.Training
+                ? Checkpoint.Run(input, x => RunLayer(number, x, pass), pass)
+                : Segment(layer, lowest, () => RunLayer(number, input, pass), pass);
+            states?.Add(hidden);
+        }
+        hidden = states is null ? Finish(hidden, pass) : Taps.Forward(states, pass);
+        return new BackboneOutput(hidden, pass.Layout, states);
+    }
+
+    private Tensor RunLayer(int layer, Tensor hidden, Pass pass)
+    {
+        pass.BeginSegment(layer + 1);
+        return Layer(layer, hidden, pass);
+    }
+
+    // Nothing below the lowest trainable patch needs a graph.
+    private static Tensor Segment(int layer, int lowest, Func<Tensor> body, Pass pass)
+    {
+        if (layer == -1) pass.BeginSegment(0);
+        if (layer >= lowest || !is_grad_enabled()) return body();
+        using var off = no_grad();
+        return body();
+    }
+
+    /// <summary>The first token through the pooler, <c>tanh(W h₀ + b)</c>, <c>[batch, hidden]</c>.</summary>
+    /// <param name="output">What <see cref="Forward"/> gave.</param>
+    /// <param name="pass">The same pass.</param>
+    /// <exception cref="InvalidOperationException">The backbone has no pooler.</exception>
+    public virtual Tensor Pool(BackboneOutput output, Pass pass)
+    {
+        if (Pooler is null) throw new InvalidOperationException($"This {Config.ModelType} backbone has no pooler; use mean pooling or the first token.");
+        return Pooler.Forward(output.Last.select(1, output.Layout.Inserted), pass).tanh();
+    }
+
+    /// <summary>Embeddings of a batch, <c>[batch, tokens, hidden]</c>.</summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="pass">The running forward pass.</param>
+    protected abstract Tensor Embed(TokenBatch batch, Pass pass);
+
+    /// <summary>One layer, <c>[batch, tokens, hidden]</c> to the same shape.</summary>
+    /// <param name="layer">Layer number from 0.</param>
+    /// <param name="hidden">Input.</param>
+    /// <param name="pass">The running forward pass.</param>
+    protected abstract Tensor Layer(int layer, Tensor hidden, Pass pass);
+
+    /// <summary>What comes after the last layer (a final norm).</summary>
+    /// <param name="hidden">Output of the last layer.</param>
+    /// <param name="pass">The running forward pass.</param>
+    protected virtual Tensor Finish(Tensor hidden, Pass pass) => hidden;
+
+    /// <summary>A backbone of the same family over other weights at some sites; the rest is shared.</summary>
+    /// <param name="replaced">New weight and bias a site; ownership passes to the new backbone.</param>
+    public abstract Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced);
+
+    /// <summary>The site of a Hugging Face module path, with or without the prefix; null where there is none.</summary>
+    /// <param name="name">Module path.</param>
+    public Site? FindSite(string name)
+    {
+        string bare = name.StartsWith(Prefix + ".", StringComparison.Ordinal) ? name[(Prefix.Length + 1)..] : name;
+        return _sites.FirstOrDefault(s => s.Name == bare);
+    }
+
+    /// <inheritdoc/>
+    public virtual void Dispose()
+    {
+        foreach (Tensor tensor in _owned) tensor.Dispose();
+        _owned.Clear();
+        GC.SuppressFinalize(this);
+    }
+}
