@@ -1,0 +1,64 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Nodes;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>Reads config.json fields with the family's other names and with checks.</summary>
+/// <param name="raw">The file.</param>
+/// <param name="aliases">General name to the family's own name.</param>
+internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, string>? aliases = null)
+{
+    private JsonNode? Find(string name)
+    {
+        if (raw.TryGetPropertyValue(name, out JsonNode? value) && value is not null) return value;
+        if (aliases is not null && aliases.TryGetValue(name, out string? other) && raw.TryGetPropertyValue(other, out value)) return value;
+        return null;
+    }
+
+    public int Int(string name, int missing, int least = 1)
+    {
+        double number = Number(name, missing);
+        if (number != Math.Floor(number) || number < least || number > int.MaxValue)
+            throw Bad(name, number, $"a whole number of at least {least}");
+        return (int)number;
+    }
+
+    public double Share(string name, double missing)
+    {
+        double number = Number(name, missing);
+        return number is >= 0 and < 1 ? number : throw Bad(name, number, "a share in [0, 1)");
+    }
+
+    public double? OptionalShare(string name) => Find(name) is null ? null : Share(name, 0);
+
+    public double Positive(string name, double missing)
+    {
+        double number = Number(name, missing);
+        return number > 0 && double.IsFinite(number) ? number : throw Bad(name, number, "a positive number");
+    }
+
+    public bool Flag(string name, bool missing) => Find(name) switch
+    {
+        null => missing,
+        JsonValue v when v.TryGetValue(out bool flag) => flag,
+        JsonNode other => throw Bad(name, other, "true or false"),
+    };
+
+    public string Text(string name, string missing) => Find(name) switch
+    {
+        null => missing,
+        JsonValue v when v.TryGetValue(out string? text) => text,
+        JsonNode other => throw Bad(name, other, "a string"),
+    };
+
+    private double Number(string name, double missing) => Find(name) switch
+    {
+        null => missing,
+        JsonValue v when v.TryGetValue(out double number) => number,
+        JsonNode other => throw Bad(name, other, "a number"),
+    };
+
+    private static Checkpoints.CheckpointFormatException Bad(string name, object value, string allowed) =>
+        new($"config.json: field '{name}' is {(value is JsonNode node ? node.ToJsonString() : value)}; expected {allowed}.");
+}

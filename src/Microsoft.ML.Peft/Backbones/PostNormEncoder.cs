@@ -1,0 +1,156 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>Hugging Face names of the parts of one layer, after the layer's own path.</summary>
+internal sealed record LayerNames(
+    string Query, string Key, string Value, string Output, string AttentionNorm,
+    string Up, string Down, string FeedForwardNorm, string AttentionResidual, string FeedForwardResidual)
+{
+    public static LayerNames Bert { get; } = new(
+        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "attention.output.LayerNorm",
+        "intermediate.dense", "output.dense", "output.LayerNorm", "attention.output", "output");
+}
+
+/// <summary>
+/// The post-norm encoder of BERT and its relatives: <c>a = LN(x + out(attention(x)))</c>, <c>x = LN(a + down(act(up a)))</c>.
+/// Families differ in names, embeddings and positions (Devlin et al. 2019, arXiv 1810.04805).
+/// </summary>
+public abstract class PostNormEncoder : Backbone
+{
+    private readonly IWeightSource _weights;
+    private readonly List<EncoderLayer> _layers = [];
+    private readonly Func<Tensor, Tensor> _activation;
+
+    private protected PostNormEncoder(BackboneConfig config, IWeightSource weights) : base(config)
+    {
+        _weights = weights;
+        _activation = Activations.Get(config.Activation);
+        if (config.HiddenSize % config.HeadCount != 0)
+            throw new Checkpoints.CheckpointFormatException(
+                $"config.json: hidden size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+    }
+
+    private sealed record EncoderLayer(
+        Projection Query, Projection Key, Projection Value, Projection Output, Projection Up, Projection Down,
+        Norm AttentionNorm, Norm FeedForwardNorm, AttentionCore Core, Block Attention, Block FeedForward, Block Whole,
+        Residual AttentionResidual, Residual FeedForwardResidual, Sequence Sequence);
+
+    private protected bool Stored(string name) => _weights.Has(name);
+
+    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth) =>
+        Add(new Projection(name, role, layer,
+            Own(_weights.Load(name + ".weight", outWidth, inWidth)), Own(_weights.Load(name + ".bias", outWidth))));
+
+    private protected Norm AddNorm(string name, SiteRole role, int layer, long width) =>
+        Add(new Norm(name, role, layer,
+            Own(_weights.Load(name + ".weight", width)), Own(_weights.Load(name + ".bias", width)), Config.NormEpsilon));
+
+    private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width) =>
+        Add(new Embedding(name, role, -1, Own(_weights.Load(name + ".weight", rows, width))));
+
+    private protected Sequence AddEmbeddingSequence() => Add(new Sequence("embeddings", SiteRole.EmbeddingSequence, -1));
+
+    /// <summary>Adds one layer's sites.</summary>
+    private protected void AddLayer(string path, int layer, LayerNames names)
+    {
+        long width = Config.HiddenSize, inner = Config.IntermediateSize;
+        string Path(string part) => path + "." + part;
+        _layers.Add(new EncoderLayer(
+            AddProjection(Path(names.Query), SiteRole.Query, layer, width, width),
+            AddProjection(Path(names.Key), SiteRole.Key, layer, width, width),
+            AddProjection(Path(names.Value), SiteRole.Value, layer, width, width),
+            AddProjection(Path(names.Output), SiteRole.AttentionOutput, layer, width, width),
+            AddProjection(Path(names.Up), SiteRole.FeedForwardUp, layer, inner, width),
+            AddProjection(Path(names.Down), SiteRole.FeedForwardDown, layer, width, inner),
+            AddNorm(Path(names.AttentionNorm), SiteRole.AttentionNorm, layer, width),
+            AddNorm(Path(names.FeedForwardNorm), SiteRole.FeedForwardNorm, layer, width),
+            Add(new AttentionCore(Path("attention.core"), layer, Config.HeadCount, Config.HiddenSize / Config.HeadCount)),
+            Add(new Block(Path("attention"), SiteRole.AttentionBlock, layer)),
+            Add(new Block(Path("feed_forward"), SiteRole.FeedForwardBlock, layer)),
+            Add(new Block(path, SiteRole.LayerBlock, layer)),
+            Add(new Residual(Path(names.AttentionResidual), SiteRole.AttentionResidual, layer)),
+            Add(new Residual(Path(names.FeedForwardResidual), SiteRole.FeedForwardResidual, layer)),
+            Add(new Sequence(Path("input"), SiteRole.LayerSequence, layer))));
+    }
+
+    /// <summary>Adds what stands after the layers.</summary>
+    private protected void AddEnd(string? pooler = null)
+    {
+        if (pooler is not null && Stored(pooler + ".weight"))
+            Pooler = AddProjection(pooler, SiteRole.Pooler, Config.LayerCount, Config.HiddenSize, Config.HiddenSize);
+        Add(new Taps(Config.LayerCount));
+    }
+
+    /// <summary>Which of the added layers runs as the given application (ALBERT shares).</summary>
+    private protected virtual int LayerOf(int application) => application;
+
+    /// <summary>Added to the attention scores of every layer, <c>[1 or batch, heads, tokens, tokens]</c>, or null.</summary>
+    private protected virtual Tensor? ScoreBias(long tokens, Pass pass) => null;
+
+    /// <inheritdoc/>
+    protected override Tensor Layer(int layer, Tensor hidden, Pass pass)
+    {
+        EncoderLayer parts = _layers[LayerOf(layer)];
+        hidden = parts.Sequence.Forward(hidden, pass);
+        return parts.Whole.Forward(hidden, x =>
+        {
+            Tensor attended = parts.Attention.Forward(x, input => Attention(parts, input, pass), pass);
+            x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.Forward(stream + y, pass), pass);
+            Tensor fed = parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass);
+            return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.Forward(stream + y, pass), pass);
+        }, pass);
+    }
+
+    private Tensor Attention(EncoderLayer parts, Tensor x, Pass pass)
+    {
+        long batch = x.shape[0], tokens = x.shape[1];
+        int heads = parts.Core.Heads, width = parts.Core.HeadWidth;
+        Tensor Split(Tensor y) => y.view(batch, tokens, heads, width).transpose(1, 2);   // [batch, heads, tokens, head width]
+
+        Tensor? bias = pass.Layout.KeyBias(x.dtype);
+        if (ScoreBias(tokens, pass) is { } relative) bias = bias is null ? relative : bias + relative;
+        var input = new AttentionInput(
+            Split(parts.Query.Forward(x, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
+        Tensor context = parts.Core.Forward(input, a => Attend(a, width, pass), pass);
+        context = context.transpose(1, 2).reshape(batch, tokens, heads * width);
+        return pass.Dropout(parts.Output.Forward(context, pass), Config.HiddenDropout);
+    }
+
+    private Tensor Attend(AttentionInput a, int width, Pass pass)
+    {
+        Tensor scores = (a.Query * (1 / Math.Sqrt(width))).matmul(a.Key.transpose(-1, -2));   // [batch, heads, tokens, keys]
+        if (a.Bias is not null) scores = scores + a.Bias;
+        return pass.Dropout(scores.softmax(-1), Config.AttentionDropout).matmul(a.Value);
+    }
+
+    private Tensor FeedForward(EncoderLayer parts, Tensor x, Pass pass) =>
+        pass.Dropout(parts.Down.Forward(_activation(parts.Up.Forward(x, pass)), pass), Config.HiddenDropout);
+
+    /// <summary>Refuses rows that the position table cannot hold.</summary>
+    /// <param name="batch">Tokens.</param>
+    private protected void CheckLength(TokenBatch batch)
+    {
+        if (batch.Ids.shape[1] > Config.MaxTokens)
+            throw new ArgumentException(
+                $"A row has {batch.Ids.shape[1]} tokens, but this {Config.ModelType} backbone takes at most {Config.MaxTokens}; truncate the text (maxTokens).");
+    }
+
+    /// <summary>Positions 0, 1, 2 ... <c>[1, tokens]</c>, or those that the batch gives.</summary>
+    private protected static Tensor CountedPositions(TokenBatch batch) =>
+        batch.PositionIds ?? arange(batch.Ids.shape[1], ScalarType.Int64, batch.Ids.device).unsqueeze(0);
+
+    /// <summary>Positions counted over the tokens that are not padding, from pad + 1; padding has pad.</summary>
+    private protected static Tensor PositionsById(TokenBatch batch, int pad)
+    {
+        if (batch.PositionIds is not null) return batch.PositionIds;
+        Tensor real = batch.Ids.ne(pad).to_type(ScalarType.Int64);
+        return real.cumsum(1) * real + pad;
+    }
+
+    /// <summary>Token types of the batch, zeros where it has none.</summary>
+    private protected static Tensor Types(TokenBatch batch) => batch.TypeIds ?? zeros_like(batch.Ids);
+}

@@ -1,0 +1,62 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>
+/// RoBERTa (Liu et al. 2019, arXiv 1907.11692), XLM-RoBERTa and CamemBERT: BERT's body with positions counted from the
+/// ids of the tokens, starting behind the padding id.
+/// </summary>
+public sealed class RobertaBackbone : PostNormEncoder
+{
+    private readonly Embedding _words, _positions, _types;
+    private readonly Norm _norm;
+    private readonly Sequence _sequence;
+
+    /// <summary>Builds the network over a source of weights.</summary>
+    /// <param name="config">Geometry.</param>
+    /// <param name="weights">Frozen tensors.</param>
+    public RobertaBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
+    {
+        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
+        // The table has a row for the padding position and those before it, which no token reaches.
+        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens + config.PadId + 1, config.HiddenSize);
+        _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, config.HiddenSize);
+        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
+        _sequence = AddEmbeddingSequence();
+        for (int layer = 0; layer < config.LayerCount; layer++) AddLayer($"encoder.layer.{layer}", layer, LayerNames.Bert);
+        AddEnd("pooler.dense");
+    }
+
+    /// <inheritdoc/>
+    public override string Prefix => "roberta";
+
+    internal static BackboneConfig ReadConfig(JsonObject raw, string modelType)
+    {
+        BackboneConfig config = BertBackbone.ReadConfig(raw, modelType);
+        var read = new ConfigReader(raw);
+        int pad = read.Int("pad_token_id", 1, 0);
+        return config with
+        {
+            VocabularySize = read.Int("vocab_size", modelType == "roberta" ? 50265 : 30522),
+            PadId = pad,
+            MaxTokens = read.Int("max_position_embeddings", 512, pad + 2) - pad - 1,
+        };
+    }
+
+    /// <inheritdoc/>
+    protected override Tensor Embed(TokenBatch batch, Pass pass)
+    {
+        CheckLength(batch);
+        Tensor hidden = _words.Forward(batch.Ids, pass) + _types.Forward(Types(batch), pass)
+            + _positions.Forward(PositionsById(batch, Config.PadId), pass);
+        return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
+    }
+
+    /// <inheritdoc/>
+    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
+        new RobertaBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+}

@@ -1,0 +1,52 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>Where a backbone takes its frozen tensors from: a folder, or another backbone.</summary>
+public interface IWeightSource
+{
+    /// <summary>True where the tensor exists.</summary>
+    /// <param name="name">Name inside the base model, without its prefix.</param>
+    bool Has(string name);
+
+    /// <summary>Gives a tensor of its own handle, in the file's layout.</summary>
+    /// <param name="name">Name inside the base model, without its prefix.</param>
+    /// <param name="shape">Expected shape.</param>
+    Tensor Load(string name, params long[] shape);
+}
+
+/// <summary>The weights of an existing backbone, shared, with some replaced.</summary>
+internal sealed class SharedWeights : IWeightSource
+{
+    private readonly Dictionary<string, Tensor> _tensors = new(StringComparer.Ordinal);
+
+    public SharedWeights(Backbone original, IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced)
+    {
+        foreach (WeightSite site in original.Sites.OfType<WeightSite>())
+        {
+            (Tensor weight, Tensor? bias) = replaced.TryGetValue(site, out (Tensor, Tensor?) made) ? made : (site.Weight, site.Bias);
+            bool transposed = site is Projection { StoredTransposed: true };
+            _tensors[site.Name + ".weight"] = transposed ? weight.t() : weight;
+            if (bias is not null) _tensors[site.Name + ".bias"] = bias;
+        }
+    }
+
+    public bool Has(string name) => _tensors.ContainsKey(name);
+
+    // A detached tensor is another handle on the same numbers: each backbone disposes its own handles.
+    public Tensor Load(string name, params long[] shape) => _tensors[name].detach();
+}
+
+/// <summary>Tensors by name in memory; for tests and for fresh backbones of a geometry.</summary>
+/// <param name="tensors">Tensors by their bare names; the source keeps its handles.</param>
+public sealed class MemoryWeights(IReadOnlyDictionary<string, Tensor> tensors) : IWeightSource
+{
+    /// <inheritdoc/>
+    public bool Has(string name) => tensors.ContainsKey(name);
+
+    /// <inheritdoc/>
+    public Tensor Load(string name, params long[] shape) => tensors[name].detach().clone();
+}
