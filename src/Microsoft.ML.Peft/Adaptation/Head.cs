@@ -26,7 +26,20 @@ public abstract class Head : IDisposable
     /// <param name="output">What it gave.</param>
     /// <param name="pass">The same pass.</param>
     /// <returns>Scores; for sequence classification <c>[batch, classes]</c>.</returns>
-    public abstract Tensor Forward(Backbone backbone, BackboneOutput output, Pass pass);
+    public Tensor Forward(Backbone backbone, BackboneOutput output, Pass pass) =>
+        FromFeatures(Features(backbone, output, pass), pass);
+
+    /// <summary>What the head's own parameters read; nothing trainable of the head lies below, so it may be kept.</summary>
+    /// <param name="backbone">The backbone that ran.</param>
+    /// <param name="output">What it gave.</param>
+    /// <param name="pass">The same pass.</param>
+    /// <returns>Features; for sequence classification <c>[batch, hidden]</c>.</returns>
+    public abstract Tensor Features(Backbone backbone, BackboneOutput output, Pass pass);
+
+    /// <summary>Scores out of features.</summary>
+    /// <param name="features">What <see cref="Features"/> gave.</param>
+    /// <param name="pass">The running pass.</param>
+    public abstract Tensor FromFeatures(Tensor features, Pass pass);
 
     /// <inheritdoc/>
     public void Dispose()

@@ -17,7 +17,7 @@ public sealed class MPNetBackbone : PostNormEncoder
 
     private static readonly LayerNames _names = new(
         "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm",
-        "intermediate.dense", "output.dense", "output.LayerNorm", "attention", "output");
+        "intermediate.dense", "output.dense", "output.LayerNorm", "attention_residual", "output");
 
     private readonly Embedding _words, _positions, _relative;
     private readonly Norm _norm;

@@ -1,0 +1,32 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>How a row's tokens become one vector.</summary>
+public enum Pooling
+{
+    /// <summary>The family's own head, as Hugging Face's task models have it (pooler, dense layer, ...).</summary>
+    Family,
+    /// <summary>Mean over the real tokens, then one linear map.</summary>
+    Mean,
+    /// <summary>The first token, then one linear map.</summary>
+    FirstToken,
+}
+
+internal static class Pooled
+{
+    /// <summary>The row's own first token, <c>[batch, hidden]</c>.</summary>
+    public static Tensor First(BackboneOutput output) => output.Last.select(1, output.Layout.Inserted);
+
+    /// <summary>Mean over the real tokens, <c>[batch, hidden]</c>.</summary>
+    public static Tensor Mean(BackboneOutput output)
+    {
+        if (!output.Layout.Padded) return output.Last.mean([1]);
+        Tensor mask = output.Layout.Mask.to_type(output.Last.dtype).unsqueeze(-1);   // [batch, tokens, 1]
+        return (output.Last * mask).sum(1) / mask.sum(1).clamp(1);
+    }
+}

@@ -1,0 +1,97 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>
+/// Scores of a whole row, <c>[batch, outputs]</c>, by the head that the family's task model has in Hugging Face, under
+/// the same names: BERT and ALBERT a linear map on the pooler; RoBERTa, MPNet and ELECTRA a dense layer first; DistilBERT
+/// likewise with ReLU. Or one linear map on the mean or the first token.
+/// </summary>
+public sealed class SequenceClassificationHead : Head
+{
+    private readonly Pooling _pooling;
+    private readonly bool _usesPooler, _dropsFirst;
+    private readonly double _dropout;
+    private readonly NamedParameter? _denseWeight, _denseBias;
+    private readonly NamedParameter _outWeight, _outBias;
+    private readonly Func<Tensor, Tensor> _activation = x => x;
+
+    /// <summary>Makes a head with fresh weights, normal with the backbone's initializer range.</summary>
+    /// <param name="backbone">The backbone that it reads.</param>
+    /// <param name="outputs">Number of scores a row; 1 or more.</param>
+    /// <param name="pooling">How tokens become one vector.</param>
+    /// <param name="seed">Seed of the fresh weights.</param>
+    /// <param name="dropout">Dropout before the last map while training; null for the backbone's setting.</param>
+    public SequenceClassificationHead(Backbone backbone, int outputs, Pooling pooling = Pooling.Family, long seed = 0, double? dropout = null)
+    {
+        if (outputs < 1) throw new ArgumentOutOfRangeException(nameof(outputs), outputs, "A head needs at least one output.");
+        BackboneConfig config = backbone.Config;
+        _pooling = pooling;
+        _dropout = dropout ?? config.ClassifierDropout ?? config.HiddenDropout;
+        string family = pooling == Pooling.Family ? config.ModelType : "";
+        using var generator = new Generator(unchecked((ulong)seed), CPU);
+        NamedParameter Weight(string name, long rows, long width)
+        {
+            Tensor fresh = randn([rows, width], generator: generator) * config.InitializerRange;
+            return Add(new NamedParameter(name, fresh.to(backbone.Device)));
+        }
+        NamedParameter Bias(string name, long width) => Add(new NamedParameter(name, zeros([width], device: backbone.Device)));
+
+        using var scope = NewDisposeScope();
+        string last = "classifier";
+        switch (family)
+        {
+            case "bert" or "albert" when backbone.Pooler is not null:
+                _usesPooler = true;
+                break;
+            case "bert" or "albert":
+                // A checkpoint without pooler (masked language models): the dense map is new and belongs to the head.
+                string pooler = family == "bert" ? "bert.pooler.dense" : "albert.pooler";
+                (_denseWeight, _denseBias) = (Weight(pooler + ".weight", config.HiddenSize, config.HiddenSize), Bias(pooler + ".bias", config.HiddenSize));
+                _activation = x => x.tanh();
+                break;
+            case "roberta" or "xlm-roberta" or "camembert" or "mpnet" or "electra":
+                (_denseWeight, _denseBias) = (Weight("classifier.dense.weight", config.HiddenSize, config.HiddenSize), Bias("classifier.dense.bias", config.HiddenSize));
+                _activation = family == "electra" ? nn.functional.gelu : x => x.tanh();
+                _dropsFirst = true;
+                last = "classifier.out_proj";
+                break;
+            case "distilbert":
+                (_denseWeight, _denseBias) = (Weight("pre_classifier.weight", config.HiddenSize, config.HiddenSize), Bias("pre_classifier.bias", config.HiddenSize));
+                _activation = x => x.relu();
+                break;
+        }
+        _outWeight = Weight(last + ".weight", outputs, config.HiddenSize);
+        _outBias = Bias(last + ".bias", outputs);
+        Outputs = outputs;
+    }
+
+    /// <summary>Number of scores a row.</summary>
+    public int Outputs { get; }
+
+    /// <inheritdoc/>
+    public override Tensor Features(Backbone backbone, BackboneOutput output, Pass pass) => _pooling switch
+    {
+        Pooling.Mean => Pooled.Mean(output),
+        _ when _usesPooler => backbone.Pool(output, pass),
+        _ => Pooled.First(output),
+    };
+
+    /// <inheritdoc/>
+    public override Tensor FromFeatures(Tensor features, Pass pass)
+    {
+        pass.BeginSegment(int.MaxValue);
+        Tensor x = features.to_type(_outWeight.Value.dtype);
+        if (_denseWeight is not null)
+        {
+            if (_dropsFirst) x = pass.Dropout(x, _dropout);
+            x = _activation(nn.functional.linear(x, _denseWeight.Value, _denseBias!.Value));
+        }
+        return nn.functional.linear(pass.Dropout(x, _dropout), _outWeight.Value, _outBias.Value);
+    }
+}
