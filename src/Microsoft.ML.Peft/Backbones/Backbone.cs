@@ -53,6 +53,15 @@ public abstract class Backbone : IDisposable
     /// <summary>Number of frozen numbers.</summary>
     public long ParameterCount => _owned.Sum(t => t.numel());
 
+    /// <summary>Tensors of the file that the network does not use: heads of other tasks, buffers, or a sign of a wrong file.</summary>
+    public IReadOnlyList<string> UnusedTensors { get; private set; } = [];
+
+    internal void Placed(Device device, IReadOnlyList<string> unused)
+    {
+        Device = device;
+        UnusedTensors = unused;
+    }
+
     /// <summary>Registers a site.</summary>
     /// <typeparam name="T">Kind of site.</typeparam>
     /// <param name="site">The site.</param>

@@ -1,0 +1,113 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Checkpoints;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <summary>Builds the backbone that a Hugging Face folder describes.</summary>
+public static class BackboneLoader
+{
+    private sealed record Family(string Prefix, Func<JsonObject, BackboneConfig> Read, Func<BackboneConfig, IWeightSource, Backbone> Build);
+
+    private static readonly Dictionary<string, Family> _families = new(StringComparer.Ordinal)
+    {
+        ["bert"] = new("bert", raw => BertBackbone.ReadConfig(raw, "bert"), (c, w) => new BertBackbone(c, w)),
+        ["electra"] = new("electra", raw => BertBackbone.ReadConfig(raw, "electra"), (c, w) => new BertBackbone(c, w)),
+        ["roberta"] = new("roberta", raw => RobertaBackbone.ReadConfig(raw, "roberta"), (c, w) => new RobertaBackbone(c, w)),
+        ["xlm-roberta"] = new("roberta", raw => RobertaBackbone.ReadConfig(raw, "xlm-roberta"), (c, w) => new RobertaBackbone(c, w)),
+        ["camembert"] = new("roberta", raw => RobertaBackbone.ReadConfig(raw, "camembert"), (c, w) => new RobertaBackbone(c, w)),
+        ["distilbert"] = new("distilbert", DistilBertBackbone.ReadConfig, (c, w) => new DistilBertBackbone(c, w)),
+        ["albert"] = new("albert", AlbertBackbone.ReadConfig, (c, w) => new AlbertBackbone(c, w)),
+        ["mpnet"] = new("mpnet", MPNetBackbone.ReadConfig, (c, w) => new MPNetBackbone(c, w)),
+    };
+
+    /// <summary>The <c>model_type</c>s that are known, sorted.</summary>
+    public static IReadOnlyList<string> ModelTypes => [.. _families.Keys.Order(StringComparer.Ordinal)];
+
+    /// <summary>Loads a backbone; the folder may be disposed afterwards.</summary>
+    /// <param name="folder">An opened checkpoint.</param>
+    /// <param name="device">Where the weights go; null for the CPU.</param>
+    /// <param name="dtype">Type of the weights in memory.</param>
+    /// <exception cref="CheckpointFormatException">The configuration is not understood, or tensors are missing or of another shape; all of them are named.</exception>
+    public static Backbone Load(CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32)
+    {
+        JsonObject raw = ReadConfig(folder.Files);
+        Family family = FamilyOf(raw, folder.Description);
+        folder.Prefix = family.Prefix + ".";
+        BackboneConfig config = family.Read(raw);
+        IReadOnlyList<string> unused = CheckAll(folder, family, config);
+        Backbone backbone = family.Build(config, new FolderWeights(folder, dtype, device ?? CPU));
+        backbone.Placed(device ?? CPU, unused);
+        return backbone;
+    }
+
+    /// <summary>Builds a backbone of a configuration over tensors in memory.</summary>
+    /// <param name="config">The fields of config.json.</param>
+    /// <param name="weights">Where the tensors come from, by their bare names.</param>
+    public static Backbone Build(JsonObject config, IWeightSource weights)
+    {
+        Family family = FamilyOf(config, "the given configuration");
+        return family.Build(family.Read(config), weights);
+    }
+
+    /// <summary>Reads config.json.</summary>
+    /// <param name="files">The files of a checkpoint.</param>
+    internal static JsonObject ReadConfig(IFileSet files)
+    {
+        try
+        {
+            using Stream stream = files.Open("config.json");
+            return JsonNode.Parse(stream) as JsonObject
+                ?? throw new CheckpointFormatException($"{files.Description}: config.json holds no JSON object.");
+        }
+        catch (JsonException e)
+        {
+            throw new CheckpointFormatException($"{files.Description}: config.json is not valid JSON: {e.Message}", e);
+        }
+    }
+
+    private static Family FamilyOf(JsonObject raw, string where)
+    {
+        string? type = raw["model_type"] is JsonValue v && v.TryGetValue(out string? text) ? text : null;
+        if (type is null || !_families.TryGetValue(type, out Family? family))
+            throw new CheckpointFormatException(
+                $"{where}: config.json has model_type {(type is null ? "missing" : NearNames.Quote(type))}; supported are {string.Join(", ", ModelTypes)}.");
+        var read = new ConfigReader(raw);
+        if (read.Text("position_embedding_type", "absolute") is var positions && positions != "absolute")
+            throw new CheckpointFormatException($"{where}: position_embedding_type '{positions}' is not supported; expected absolute.");
+        if (read.Flag("is_decoder", false) || read.Flag("add_cross_attention", false))
+            throw new CheckpointFormatException($"{where}: is_decoder or add_cross_attention is set; only encoders of model_type {type} are supported.");
+        return family;
+    }
+
+    // A dry run over the names and shapes first, so that everything that is wrong with the file is told at once.
+    private static IReadOnlyList<string> CheckAll(CheckpointFolder folder, Family family, BackboneConfig config)
+    {
+        var recorder = new Recorder(folder);
+        using (var scope = NewDisposeScope()) family.Build(config, recorder).Dispose();
+        return folder.Check(recorder.Wanted, ignored: name => name.EndsWith("position_ids", StringComparison.Ordinal)).Extra;
+    }
+
+    private sealed class Recorder(CheckpointFolder folder) : IWeightSource
+    {
+        public List<KeyValuePair<string, long[]>> Wanted { get; } = [];
+
+        public bool Has(string name) => folder.Contains(name);
+
+        public Tensor Load(string name, params long[] shape)
+        {
+            Wanted.Add(new(name, shape));
+            return empty([1], dtype: ScalarType.Float32).expand(shape);
+        }
+    }
+
+    private sealed class FolderWeights(CheckpointFolder folder, ScalarType dtype, Device device) : IWeightSource
+    {
+        public bool Has(string name) => folder.Contains(name);
+
+        public Tensor Load(string name, params long[] shape) => folder.Load(name, shape, dtype, device);
+    }
+}
