@@ -39,8 +39,8 @@ internal static class Checkpoint
 
         public override List<Tensor> backward(autograd.AutogradContext ctx, Tensor grad_output)
         {
-            var body = (Func<Tensor, Tensor>)ctx.get_data("body");
-            Tensor input = ctx.get_saved_variables()[0];
+            var body = (Func<Tensor, Tensor>)ctx.get_data("body")!;
+            Tensor input = ctx.get_saved_variables()[0]!;
             using var on = enable_grad();
             using Tensor leaf = input.detach().requires_grad_();
             Tensor output = body(leaf);
