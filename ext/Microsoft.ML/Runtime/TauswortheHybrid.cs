@@ -92,20 +92,3 @@ internal sealed class TauswortheHybrid : Random
 
     internal int NextSigned() => (int)NextUInt();
 }
-
-/// <summary>MurmurHash3 (32 bits) as the library uses it: over UTF-8 bytes of text, and over 32-bit words.</summary>
-internal static class Hashing
-{
-    internal static uint MurmurRound(uint hash, uint chunk)
-    {
-        hash ^= BitOperations.RotateLeft(chunk * 0xCC9E2D51, 15) * 0x1B873593;
-        return BitOperations.RotateLeft(hash, 13) * 5 + 0xE6546B64;
-    }
-
-    internal static uint MixHash(uint hash)
-    {
-        hash = (hash ^ hash >> 16) * 0x85ebca6b;
-        hash = (hash ^ hash >> 13) * 0xc2b2ae35;
-        return hash ^ hash >> 16;
-    }
-}
