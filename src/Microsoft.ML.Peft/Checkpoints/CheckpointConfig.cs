@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Text.Json;
+using System.Text.Unicode;
 
 namespace Microsoft.ML.Peft.Checkpoints;
 
@@ -26,7 +27,7 @@ public sealed class CheckpointConfig
     public JsonElement Root { get; }
 
     /// <summary>Names of all fields.</summary>
-    public IReadOnlyList<string> Names => FieldNames();
+    public IReadOnlyList<string> Names => [.. Root.EnumerateObject().Select(p => p.Name)];
 
     /// <summary>The field <c>model_type</c>, which names the family.</summary>
     /// <exception cref="CheckpointFormatException">There is none.</exception>
@@ -55,10 +56,13 @@ public sealed class CheckpointConfig
     public static CheckpointConfig Parse(ReadOnlyMemory<byte> json, string source)
     {
         JsonElement root;
+        json = SmallFile.WithoutMark(json);
         try
         {
+            CheckTexts(json.Span, source);
+
             // The document is copied once and its pooled memory returned: an element may then live as long as it likes.
-            using JsonDocument document = JsonDocument.Parse(SmallFile.WithoutMark(json));
+            using JsonDocument document = JsonDocument.Parse(json);
             root = document.RootElement.Clone();
         }
         catch (JsonException e)
@@ -157,21 +161,33 @@ public sealed class CheckpointConfig
             ? new CheckpointConfig($"{Source}: {name}", value) : throw Wrong(name, value, "an object");
     }
 
+    // Bytes that are no UTF-8 and halves of surrogate pairs pass as JSON, and would fail only where they are looked at.
+    private static void CheckTexts(ReadOnlySpan<byte> json, string source)
+    {
+        if (!Utf8.IsValid(json))
+            throw new CheckpointFormatException($"{source} is not valid UTF-8.");
+        var reader = new Utf8JsonReader(json);
+        while (reader.Read())
+        {
+            if (reader.TokenType is not (JsonTokenType.PropertyName or JsonTokenType.String) || !reader.ValueIsEscaped)
+                continue;
+            try
+            {
+                reader.GetString();
+            }
+            catch (InvalidOperationException e)
+            {
+                throw new CheckpointFormatException(
+                    $"{source} holds a string that is not valid text (byte {reader.TokenStartIndex}).", e);
+            }
+        }
+    }
+
     private bool TryGet(string name, out JsonElement value) =>
         Root.TryGetProperty(name, out value) && value.ValueKind != JsonValueKind.Null;
 
-    private static string? Text(JsonElement value)
-    {
-        try
-        {
-            return value.ValueKind == JsonValueKind.String ? value.GetString() : null;
-        }
-        catch (InvalidOperationException)
-        {
-            // Half a surrogate pair: valid JSON, but not text.
-            return null;
-        }
-    }
+    private static string? Text(JsonElement value) =>
+        value.ValueKind == JsonValueKind.String ? value.GetString() : null;
 
     private static string Kind(JsonElement value) => value.ValueKind.ToString().ToLowerInvariant();
 
@@ -184,21 +200,5 @@ public sealed class CheckpointConfig
         if (found.Length > 60)
             found = found[..60] + "...";
         return new CheckpointFormatException($"{Source}: '{name}' is {found}; {expected} is expected.");
-    }
-
-    private List<string> FieldNames()
-    {
-        var names = new List<string>();
-        try
-        {
-            foreach (JsonProperty field in Root.EnumerateObject())
-                names.Add(field.Name);
-        }
-        catch (InvalidOperationException)
-        {
-            // A field's name that is not valid text: list those before it.
-        }
-
-        return names;
     }
 }
