@@ -62,7 +62,7 @@ public sealed class CheckpointConfig
             CheckTexts(json.Span, source);
 
             // The document is copied once and its pooled memory returned: an element may then live as long as it likes.
-            using JsonDocument document = JsonDocument.Parse(json);
+            using JsonDocument document = JsonDocument.Parse(json, new JsonDocumentOptions { AllowDuplicateProperties = false });
             root = document.RootElement.Clone();
         }
         catch (JsonException e)
