@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using TorchSharp;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
@@ -46,6 +47,8 @@ public sealed class Layout
     }
 
     private Tensor? _keyBias;
+
+    internal IEnumerable<Tensor> Tensors => _keyBias is null ? [Mask] : [Mask, _keyBias];
 }
 
 /// <summary>
@@ -54,7 +57,7 @@ public sealed class Layout
 /// </summary>
 public sealed class Pass
 {
-    private readonly Dictionary<object, object> _shared = [];
+    private Dictionary<object, object> _shared = [];
 
     /// <summary>Makes a pass over the bare backbone.</summary>
     public Pass() : this(PatchTable.Empty)
@@ -97,7 +100,7 @@ public sealed class Pass
 
     /// <summary>Makes a value at its first use in this pass and gives the same value afterwards.</summary>
     /// <param name="key">Who asks.</param>
-    /// <param name="make">Makes the value.</param>
+    /// <param name="make">Makes the value: a tensor, several, or a tuple of them (others must live outside of the layer's scope).</param>
     public T Once<T>(object key, Func<T> make) where T : class
     {
         if (_shared.TryGetValue(key, out object? value)) return (T)value;
@@ -105,6 +108,36 @@ public sealed class Pass
         _shared[key] = made;
         return made;
     }
+
+    /// <summary>Runs a body whose shared values are its own; it sees those that were there before.</summary>
+    internal T Isolated<T>(Func<T> body)
+    {
+        Dictionary<object, object> outer = _shared;
+        _shared = new Dictionary<object, object>(outer);
+        try
+        {
+            return body();
+        }
+        finally
+        {
+            _shared = outer;
+        }
+    }
+
+    /// <summary>Moves what later parts of the pass read out of a scope that is about to end.</summary>
+    internal void KeepShared(DisposeScope scope)
+    {
+        foreach (Tensor tensor in Layout.Tensors.Concat(_shared.Values.SelectMany(Tensors)))
+            if (scope.Contains(tensor)) scope.MoveToOuter(tensor);
+    }
+
+    private static IEnumerable<Tensor> Tensors(object value) => value switch
+    {
+        Tensor tensor => [tensor],
+        IEnumerable<Tensor> tensors => tensors,
+        System.Runtime.CompilerServices.ITuple tuple => Enumerable.Range(0, tuple.Length).SelectMany(i => tuple[i] is { } item ? Tensors(item) : []),
+        _ => [],
+    };
 
     /// <summary>Drops entries while training; gives x itself otherwise, without a copy.</summary>
     /// <param name="x">Any tensor.</param>

@@ -20,7 +20,30 @@ internal static class Checkpoint
         if (!is_grad_enabled()) return body(input);
         // The graph must reach the function even where only parameters inside it are trained.
         Tensor entry = input.requires_grad ? input : input.detach().requires_grad_();
-        return Function.apply(entry, body);
+        return Function.apply(entry, new Segment(body, pass, pass.Layout));
+    }
+
+    // What is shared within a pass is made anew inside the segment: in its first run it would have no graph.
+    private sealed record Segment(Func<Tensor, Tensor> Body, Pass Pass, Layout Layout)
+    {
+        public Tensor Run(Tensor input)
+        {
+            Pass.Layout = Layout;
+            return Pass.Isolated(() => Body(input));
+        }
+
+        public Tensor RunAgain(Tensor input)
+        {
+            Layout last = Pass.Layout;
+            try
+            {
+                return Run(input);
+            }
+            finally
+            {
+                Pass.Layout = last;
+            }
+        }
     }
 
     private sealed class Function : autograd.SingleTensorFunction<Function>
@@ -30,22 +53,23 @@ internal static class Checkpoint
         public override Tensor forward(autograd.AutogradContext ctx, params object[] vars)
         {
             var input = (Tensor)vars[0];
-            var body = (Func<Tensor, Tensor>)vars[1];
-            ctx.save_data("body", body);
+            var segment = (Segment)vars[1];
+            ctx.save_data("segment", segment);
             ctx.save_for_backward([input]);
             using var off = no_grad();
-            return body(input);
+            return segment.Run(input);
         }
 
         public override List<Tensor> backward(autograd.AutogradContext ctx, Tensor grad_output)
         {
-            var body = (Func<Tensor, Tensor>)ctx.get_data("body")!;
-            Tensor input = ctx.get_saved_variables()[0]!;
+            var segment = (Segment)ctx.get_data("segment");
             using var on = enable_grad();
-            using Tensor leaf = input.detach().requires_grad_();
-            Tensor output = body(leaf);
+            // One segment's activations live at a time.
+            using var scope = NewDisposeScope();
+            Tensor leaf = ctx.get_saved_variables()[0].detach().requires_grad_();
+            Tensor output = segment.RunAgain(leaf);
             autograd.backward([output], [grad_output]);
-            return [leaf.grad!, null!];
+            return [leaf.grad?.MoveToOuterDisposeScope()!, null!];
         }
     }
 }
