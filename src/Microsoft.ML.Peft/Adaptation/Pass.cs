@@ -1,7 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using TorchSharp;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;

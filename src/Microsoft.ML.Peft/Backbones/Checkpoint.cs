@@ -62,11 +62,11 @@ internal static class Checkpoint
 
         public override List<Tensor> backward(autograd.AutogradContext ctx, Tensor grad_output)
         {
-            var segment = (Segment)ctx.get_data("segment");
+            var segment = (Segment)ctx.get_data("segment")!;
             using var on = enable_grad();
             // One segment's activations live at a time.
             using var scope = NewDisposeScope();
-            Tensor leaf = ctx.get_saved_variables()[0].detach().requires_grad_();
+            Tensor leaf = ctx.get_saved_variables()[0]!.detach().requires_grad_();
             Tensor output = segment.RunAgain(leaf);
             autograd.backward([output], [grad_output]);
             return [leaf.grad?.MoveToOuterDisposeScope()!, null!];
