@@ -231,6 +231,10 @@ public sealed class Embedding : WeightSite
         return LookUp(ids, Effective(patch, pass).Weight);
     }
 
+    /// <summary>The whole table with the patch that the pass wears here, <c>[rows, width]</c>: for decoders that share it.</summary>
+    /// <param name="pass">The running forward pass.</param>
+    public Tensor Table(Pass pass) => Effective(pass.Patch<WeightPatch>(this), pass).Weight;
+
     private static Tensor LookUp(Tensor ids, Tensor table)
     {
         long[] shape = [.. ids.shape, table.shape[1]];
