@@ -7,9 +7,9 @@ namespace Microsoft.ML.Data;
 /// <summary>Finds, checks and reads the columns of scored data.</summary>
 internal static class EvaluationColumns
 {
-    /// <summary>The column that plays a role; a null or empty name means that the role is not played.</summary>
+    /// <summary>The column that plays a role. The message has role and name the wrong way round, as in the real package.</summary>
     public static DataViewSchema.Column Find(DataViewSchema schema, string role, string name)
-        => schema.GetColumnOrNull(name) ?? throw Contracts.ExceptParam(nameof(schema), $"{role} column '{name}' not found");
+        => schema.GetColumnOrNull(name) ?? throw Contracts.ExceptParam(nameof(schema), $"{name} column '{role}' not found");
 
     public static void CheckSingle(DataViewSchema.Column column, string role)
     {

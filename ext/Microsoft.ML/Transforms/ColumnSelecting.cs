@@ -63,16 +63,14 @@ public sealed class ColumnSelectingTransformer : ITransformer
     {
         _host.CheckValue(input, nameof(input));
         CheckColumns(input.Schema.Select(column => column.Name), nameof(input));
-        int[] map = Map(input.Schema);
-        return new SelectedColumns(input, OutputSchema(input.Schema, map), map);
+        return Select(input);
     }
 
     IRowToRowMapper ITransformer.GetRowToRowMapper(DataViewSchema inputSchema)
     {
         _host.CheckValue(inputSchema, nameof(inputSchema));
         CheckColumns(inputSchema.Select(column => column.Name), nameof(inputSchema));
-        int[] map = Map(inputSchema);
-        return new SelectedColumns.RowMapper(inputSchema, OutputSchema(inputSchema, map), map);
+        return Select(new EmptyDataView(_host, inputSchema));
     }
 
     void ICanSaveModel.Save(ModelSaveContext ctx) => Save(ctx);
@@ -110,6 +108,12 @@ public sealed class ColumnSelectingTransformer : ITransformer
         string[] missing = _ignoreMissing ? [] : _names.Except(given).ToArray();
         if (missing.Length > 0)
             throw _host.ExceptSchemaMismatch(paramName, "input", string.Join(",", missing));
+    }
+
+    private SelectedColumns Select(IDataView input)
+    {
+        int[] map = Map(input.Schema);
+        return new SelectedColumns(_host, input, OutputSchema(input.Schema, map), map);
     }
 
     /// <summary>For each output column the index of its input column.</summary>

@@ -1,107 +1,66 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using Microsoft.ML.Data;
+using Microsoft.ML.Runtime;
 
 namespace Microsoft.ML.Transforms;
 
 /// <summary>A view on some of the columns of another, with the same rows.</summary>
-internal sealed class SelectedColumns : IDataView, IRowToRowMapper
+internal sealed class SelectedColumns(IHost host, IDataView source, DataViewSchema schema, int[] map) : IDataTransform, IRowToRowMapper
 {
-    private readonly IDataView _source;
-    private readonly RowMapper _mapper;
+    public IDataView Source => source;
 
-    public SelectedColumns(IDataView source, DataViewSchema schema, int[] map)
-    {
-        _mapper = new RowMapper(source.Schema, schema, map);
-        _source = source;
-    }
+    public DataViewSchema Schema => schema;
 
-    public DataViewSchema Schema => _mapper.OutputSchema;
+    public bool CanShuffle => source.CanShuffle;
 
-    public bool CanShuffle => _source.CanShuffle;
+    DataViewSchema IRowToRowMapper.InputSchema => source.Schema;
 
-    DataViewSchema IRowToRowMapper.InputSchema => _mapper.InputSchema;
+    DataViewSchema IRowToRowMapper.OutputSchema => schema;
 
-    DataViewSchema IRowToRowMapper.OutputSchema => _mapper.OutputSchema;
-
-    public long? GetRowCount() => _source.GetRowCount();
+    public long? GetRowCount() => source.GetRowCount();
 
     public DataViewRowCursor GetRowCursor(IEnumerable<DataViewSchema.Column> columnsNeeded, Random rand = null)
     {
-        DataViewSchema.Column[] needed = columnsNeeded.ToArray();
-        return new Cursor(_source.GetRowCursor(_mapper.GetDependencies(needed), rand), _mapper, needed);
+        bool[] active = ActiveColumns.Of(schema, columnsNeeded);
+        return new Cursor(host, source.GetRowCursor(Inputs(active), rand), this, active);
     }
 
     public DataViewRowCursor[] GetRowCursorSet(IEnumerable<DataViewSchema.Column> columnsNeeded, int n, Random rand = null)
     {
-        DataViewSchema.Column[] needed = columnsNeeded.ToArray();
-        return _source.GetRowCursorSet(_mapper.GetDependencies(needed), n, rand)
-            .Select(cursor => (DataViewRowCursor)new Cursor(cursor, _mapper, needed)).ToArray();
+        bool[] active = ActiveColumns.Of(schema, columnsNeeded);
+        return Array.ConvertAll(source.GetRowCursorSet(Inputs(active), n, rand), input => (DataViewRowCursor)new Cursor(host, input, this, active));
     }
 
     IEnumerable<DataViewSchema.Column> IRowToRowMapper.GetDependencies(IEnumerable<DataViewSchema.Column> dependingColumns)
-        => _mapper.GetDependencies(dependingColumns);
+        => Inputs(ActiveColumns.Of(schema, dependingColumns));
 
-    DataViewRow IRowToRowMapper.GetRow(DataViewRow input, IEnumerable<DataViewSchema.Column> activeColumns) => _mapper.GetRow(input, activeColumns);
+    DataViewRow IRowToRowMapper.GetRow(DataViewRow input, IEnumerable<DataViewSchema.Column> activeColumns) => new Row(input, this);
 
-    /// <summary>The same view on one row.</summary>
-    internal sealed class RowMapper(DataViewSchema inputSchema, DataViewSchema outputSchema, int[] map) : IRowToRowMapper
+    private DataViewSchema.Column InputOf(DataViewSchema.Column output) => source.Schema[map[output.Index]];
+
+    private DataViewSchema.Column[] Inputs(bool[] active)
+        => map.Where((_, output) => active[output]).Distinct().Order().Select(index => source.Schema[index]).ToArray();
+
+    private sealed class Row(DataViewRow input, SelectedColumns parent) : WrappingRow(input)
     {
-        public DataViewSchema InputSchema => inputSchema;
+        public override DataViewSchema Schema => parent.Schema;
 
-        public DataViewSchema OutputSchema => outputSchema;
+        public override bool IsColumnActive(DataViewSchema.Column column) => Input.IsColumnActive(parent.InputOf(column));
 
-        public DataViewSchema.Column Source(DataViewSchema.Column output) => inputSchema[map[output.Index]];
-
-        public IEnumerable<DataViewSchema.Column> GetDependencies(IEnumerable<DataViewSchema.Column> dependingColumns)
-            => dependingColumns.Select(column => map[column.Index]).Distinct().Order().Select(index => inputSchema[index]).ToArray();
-
-        public DataViewRow GetRow(DataViewRow input, IEnumerable<DataViewSchema.Column> activeColumns) => new Row(input, this);
+        public override ValueGetter<TValue> GetGetter<TValue>(DataViewSchema.Column column) => Input.GetGetter<TValue>(parent.InputOf(column));
     }
 
-    private sealed class Row(DataViewRow input, RowMapper mapper) : DataViewRow
+    private sealed class Cursor(IHost host, DataViewRowCursor input, SelectedColumns parent, bool[] active) : SynchronizedCursorBase(host, input)
     {
-        public override DataViewSchema Schema => mapper.OutputSchema;
+        public override DataViewSchema Schema => parent.Schema;
 
-        public override long Position => input.Position;
+        public override bool IsColumnActive(DataViewSchema.Column column) => active[column.Index];
 
-        public override long Batch => input.Batch;
-
-        public override ValueGetter<DataViewRowId> GetIdGetter() => input.GetIdGetter();
-
-        public override bool IsColumnActive(DataViewSchema.Column column) => input.IsColumnActive(mapper.Source(column));
-
-        public override ValueGetter<TValue> GetGetter<TValue>(DataViewSchema.Column column) => input.GetGetter<TValue>(mapper.Source(column));
-
-        protected override void Dispose(bool disposing)
+        public override ValueGetter<TValue> GetGetter<TValue>(DataViewSchema.Column column)
         {
-            if (disposing)
-                input.Dispose();
-        }
-    }
-
-    private sealed class Cursor(DataViewRowCursor input, RowMapper mapper, DataViewSchema.Column[] needed) : DataViewRowCursor
-    {
-        private readonly HashSet<int> _active = needed.Select(column => column.Index).ToHashSet();
-
-        public override DataViewSchema Schema => mapper.OutputSchema;
-
-        public override long Position => input.Position;
-
-        public override long Batch => input.Batch;
-
-        public override bool MoveNext() => input.MoveNext();
-
-        public override ValueGetter<DataViewRowId> GetIdGetter() => input.GetIdGetter();
-
-        public override bool IsColumnActive(DataViewSchema.Column column) => _active.Contains(column.Index);
-
-        public override ValueGetter<TValue> GetGetter<TValue>(DataViewSchema.Column column) => input.GetGetter<TValue>(mapper.Source(column));
-
-        protected override void Dispose(bool disposing)
-        {
-            if (disposing)
-                input.Dispose();
+            Ch.Check(IsColumnActive(column), "Can't get getter for inactive column");
+            return Input.GetGetter<TValue>(parent.InputOf(column));
         }
     }
 }
