@@ -145,13 +145,8 @@ public sealed class DataOperationsCatalog : IInternalCatalog
         => new(WithoutColumn(new RangeFilter(_env, data, column, min, max, complement: true, includeMax), column),
             WithoutColumn(new RangeFilter(_env, data, column, min, max, complement: false, includeMax), column));
 
-    private static IDataView WithoutColumn(IDataView data, string name)
-    {
-        int[] kept = [.. data.Schema.Where(column => column.Name != name).Select(column => column.Index)];
-        var builder = new DataViewSchema.Builder();
-        builder.AddColumns(kept.Select(index => data.Schema[index]));
-        return new SelectedColumns(data, builder.ToSchema(), kept);
-    }
+    private IDataView WithoutColumn(IDataView data, string name)
+        => new ColumnSelectingTransformer(_env, null, [name], keepHidden: false, ignoreMissing: false).Transform(data);
 
     public struct TrainTestData
     {

@@ -55,6 +55,15 @@ public abstract class TrainCatalogBase : IInternalCatalog
         Environment.CheckValue(estimator, nameof(estimator));
         Environment.CheckParam(numFolds > 1, nameof(numFolds), "Must be more than 1");
 
-        throw Contracts.ExceptNotSupp("Cross-validation needs the package Microsoft.ML.");
+        var splits = new DataOperationsCatalog(Environment).CrossValidationSplit(data, numFolds, samplingKeyColumn, seed);
+        var fitted = new (ITransformer Model, IDataView Scores)[splits.Count];
+        for (int fold = 0; fold < splits.Count; fold++)
+        {
+            ITransformer model = estimator.Fit(splits[fold].TrainSet);
+            fitted[fold] = (model, model.Transform(splits[fold].TestSet));
+        }
+
+        // All folds are trained before the first is evaluated, as in the real package.
+        return fitted.Select((x, fold) => new CrossValidationResult<T>(x.Model, evaluate(x.Scores), x.Scores, fold)).ToArray();
     }
 }

@@ -135,7 +135,7 @@ internal static class ValueCodec
         return ConstantGetters.Constant(count < 0 ? new VBuffer<T>(length, values) : new VBuffer<T>(length, count, values, indices));
     }
 
-    private static void WriteValues<T>(BinaryWriter writer, ReadOnlySpan<T> values)
+    internal static void WriteValues<T>(BinaryWriter writer, ReadOnlySpan<T> values)
     {
         var items = values.ToArray();
         switch (items)
@@ -180,7 +180,7 @@ internal static class ValueCodec
         }
     }
 
-    private static T[] ReadValues<T>(BinaryReader reader, int count)
+    internal static T[] ReadValues<T>(BinaryReader reader, int count)
     {
         var values = new T[count];
         switch (values)

@@ -38,7 +38,8 @@ internal abstract partial class KeyTerms
         }
 
         Contracts.CheckDecode(code == ValuesCode);
-        PrimitiveDataViewType type = TermBlocks.ReadType(ctx.Reader);
+        var type = ValueCodec.ReadType(ctx.Reader) as PrimitiveDataViewType;
+        Contracts.CheckDecode(type != null, "A list of terms that are vectors");
         return RowGetters.Call<KeyTerms>(LoadValues<int>, type.RawType, type, ctx.Reader);
     }
 
@@ -54,8 +55,9 @@ internal abstract partial class KeyTerms
     private static KeyTerms LoadValues<T>(PrimitiveDataViewType type, BinaryReader reader)
     {
         int count = reader.ReadInt32();
-        Contracts.CheckDecode(count >= 0);
-        return new Of<T>(type, TermBlocks.ReadValues<T>(reader, count));
+        long bits = 8 * (reader.BaseStream.Length - reader.BaseStream.Position);
+        Contracts.CheckDecode(count >= 0 && count <= bits, "A list of terms is cut short");
+        return new Of<T>(type, ValueCodec.ReadValues<T>(reader, count));
     }
 
     /// <summary>Terms of one raw type.</summary>
@@ -105,9 +107,9 @@ internal abstract partial class KeyTerms
                 return;
             }
 
-            TermBlocks.WriteType(ctx.Writer, ItemType);
+            ValueCodec.WriteType(ctx.Writer, ItemType);
             ctx.Writer.Write(Count);
-            TermBlocks.WriteValues(ctx.Writer, _values);
+            ValueCodec.WriteValues<T>(ctx.Writer, _values);
         }
 
         public override void WriteText(TextWriter writer)
