@@ -61,7 +61,7 @@ internal static class ValueConversions
 
     private static Delegate KeyParser<T>(ulong count)
         where T : unmanaged, IBinaryInteger<T>
-        => (ReadOnlyMemory<char> text) => TextValues.TryParseKey(text.Span, count, out ulong value) ? T.CreateTruncating(value) : T.Zero;
+        => (ReadOnlyMemory<char> text) => TextValues.TryParseUnsigned(text.Span, out ulong value) && value < count ? T.CreateTruncating(value + 1) : T.Zero;
 
     private static Dictionary<(Type From, Type To), Delegate> Build()
     {
@@ -173,9 +173,9 @@ internal static class ValueConversions
         Add(table, (ReadOnlyMemory<char> x) => (ushort)Unsigned(x, ushort.MaxValue));
         Add(table, (ReadOnlyMemory<char> x) => (uint)Unsigned(x, uint.MaxValue));
         Add(table, (ReadOnlyMemory<char> x) => Unsigned(x, ulong.MaxValue));
-        Add(table, (ReadOnlyMemory<char> x) => TextValues.TryParseSingle(x.Span, out float value) ? value : float.NaN);
-        Add(table, (ReadOnlyMemory<char> x) => TextValues.TryParseDouble(x.Span, out double value) ? value : double.NaN);
-        Add(table, (ReadOnlyMemory<char> x) => TextValues.TryParseBoolean(x.Span, out bool value) && value);
+        Add(table, (ReadOnlyMemory<char> x) => TextValues.ParseSingle(x.Span));
+        Add(table, (ReadOnlyMemory<char> x) => TextValues.ParseDouble(x.Span));
+        Add(table, (ReadOnlyMemory<char> x) => TextValues.ParseBoolean(x.Span));
         Add(table, (ReadOnlyMemory<char> x) => TimeSpan.TryParse(x.Span, CultureInfo.InvariantCulture, out TimeSpan value) ? value : default);
         Add(table, (ReadOnlyMemory<char> x) => DateTime.TryParse(x.Span, CultureInfo.InvariantCulture,
             DateTimeStyles.AssumeUniversal | DateTimeStyles.AdjustToUniversal, out DateTime value) ? value : default);
@@ -187,7 +187,13 @@ internal static class ValueConversions
         => TextValues.TryParseUnsigned(text.Span, out ulong value) && value <= maximum ? value : 0;
 
     private static long Signed(ReadOnlyMemory<char> text, long maximum, string name)
-        => TextValues.TryParseSigned(text.Span, maximum, out long value)
-            ? value
-            : throw Contracts.Except($"Value could not be parsed from text to {name}.");
+    {
+        if (text.IsEmpty)
+            return 0;
+        bool negative = text.Span[0] == '-';
+        ulong limit = negative ? (ulong)maximum + 1 : (ulong)maximum;
+        if (!TextValues.TryParseUnsigned(text.Span[(negative ? 1 : 0)..], out ulong value) || value > limit)
+            throw Contracts.Except($"Value could not be parsed from text to {name}.");
+        return negative ? -(long)value : (long)value;
+    }
 }
