@@ -57,4 +57,4 @@ log=$out/build.log
 cp "$out/build/libPeftTorch.so" "$out/libPeftTorch.so.new" && mv "$out/libPeftTorch.so.new" "$out/libPeftTorch.so"
 rm -rf "$out/build"
 echo "$stamp" >"$out/stamp"
-echo "native: built in $(( $(date +%s) - started )) s over libtorch $(sed -n 's/.*define TORCH_VERSION "\(.*\)"/\1/p' $(echo "$include" | tr ';' '\n' | sed 's|$|/torch/version.h|') 2>/dev/null | head -1) of $from ($lib)"
+echo "native: built in $(( $(date +%s) - started )) s over $(sed -n 's/^-- \(libtorch [0-9.]*\) in .*/\1/p' "$log") of $from ($lib)"

@@ -92,10 +92,6 @@ public readonly struct EncodedToken : IEquatable<EncodedToken>
     public Range Offset { get; }
 
     public bool Equals(EncodedToken other) => Id == other.Id && Value == other.Value && Offset.Equals(other.Offset);
-
-    public override bool Equals(object? obj) => obj is EncodedToken other && Equals(other);
-
-    public override int GetHashCode() => HashCode.Combine(Id, Value, Offset);
 }
 
 public struct EncodeSettings

@@ -65,10 +65,13 @@ std::decay_t<T> extra() {
     return std::decay_t<T>{};
 }
 
-template <class R, class A, class B, class C, class D, class E, class F, class... More>
-R wrap_with(R (*wrap)(A, B, C, D, E, F, More...), const variable_list& inputs, const std::unordered_set<at::TensorImpl*>& fixed,
-            const std::unordered_set<at::TensorImpl*>& dirty, at::ArrayRef<c10::optional<at::Tensor>> outputs,
-            const std::shared_ptr<torch::autograd::Node>& node) {
+template <class Outputs, class A, class B, class C, class D, class E, class F, class... More>
+Outputs wrap_with(Outputs (*wrap)(A, B, C, D, E, F, More...), const variable_list& inputs, const std::unordered_set<at::TensorImpl*>& fixed,
+                  const std::unordered_set<at::TensorImpl*>& dirty, const Handle* handles, int32_t count,
+                  const std::shared_ptr<torch::autograd::Node>& node) {
+  Outputs outputs(count);
+  for (int32_t i = 0; i < count; i++)
+    if (handles[i]) outputs[i] = borrow(handles[i]);
   torch::autograd::_jvp_fn_t forward_mode = [](const variable_list&, const variable_list&) -> variable_list {
     throw std::runtime_error("forward-mode gradients of custom functions are not supported");
   };
@@ -151,11 +154,8 @@ PT_EXPORT int32_t pt_node_finish(NodePointer* node, const Handle* inputs, int32_
     auto& owner = *node;
     auto changed = set_of(dirty, dirty_count);
     for (auto tensor : changed) tensor->bump_version();
-    std::vector<c10::optional<at::Tensor>> raw;
-    for (int32_t i = 0; i < output_count; i++)
-      raw.push_back(outputs[i] ? c10::optional<at::Tensor>(borrow(outputs[i])) : c10::nullopt);
     std::shared_ptr<torch::autograd::Node> graph = executable ? std::static_pointer_cast<torch::autograd::Node>(owner) : nullptr;
-    auto wrapped = wrap_with(&torch::autograd::_wrap_outputs, borrow_all(inputs, count), set_of(fixed, fixed_count), changed, raw, graph);
+    auto wrapped = wrap_with(&torch::autograd::_wrap_outputs, borrow_all(inputs, count), set_of(fixed, fixed_count), changed, outputs, output_count, graph);
     for (int32_t i = 0; i < output_count; i++) results[i] = wrapped[i].has_value() ? give(std::move(*wrapped[i])) : 0;
     if (!executable) return 0;
     owner->materialize = materialize != 0;

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 #define PT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -28,6 +30,12 @@ inline std::vector<at::Tensor> borrow_all(const Handle* handles, int64_t count) 
   for (int64_t i = 0; i < count; i++) tensors.push_back(borrow(handles[i]));
   return tensors;
 }
+
+// An optional tensor, of the kind that this libtorch uses: its own one, and from 2.3 on the standard library's.
+template <template <class> class Optional, class T>
+Optional<at::Tensor> optional_like(Optional<T>);
+template <class T>
+using OptionalLike = decltype(optional_like(std::declval<T>()));
 
 // Keeps the first line of what went wrong for the calling thread.
 void set_error(const char* message);

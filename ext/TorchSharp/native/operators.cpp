@@ -9,7 +9,6 @@
 #include <ATen/ops/from_blob.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-#include <torch/version.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -73,10 +72,11 @@ static c10::List<T> list_of(const Value& v) {
 }
 
 static c10::IValue optional_tensors(const Value& v) {
-  c10::List<c10::optional<at::Tensor>> list;
+  using Found = decltype(c10::Dispatcher::singleton().findSchema(std::declval<c10::OperatorName>()));
+  using Optional = OptionalLike<Found>;
+  c10::List<Optional> list;
   auto items = reinterpret_cast<const Handle*>(v.bits);
-  for (int32_t i = 0; i < v.length; i++)
-    list.push_back(items[i] ? c10::optional<at::Tensor>(borrow(items[i])) : c10::nullopt);
+  for (int32_t i = 0; i < v.length; i++) list.push_back(items[i] ? Optional(borrow(items[i])) : Optional());
   return list;
 }
 
@@ -140,7 +140,7 @@ static_assert(sizeof(at::Tensor) == sizeof(Handle), "a tensor is one pointer");
 
 PT_EXPORT const char* pt_error() { return last_error.c_str(); }
 PT_EXPORT void pt_fail(const char* message) { set_error(message); }
-PT_EXPORT const char* pt_version() { return TORCH_VERSION; }
+PT_EXPORT const char* pt_version() { return PT_TORCH_VERSION; }
 PT_EXPORT void pt_free_memory(void* memory) { std::free(memory); }
 
 // ---- operators ----
