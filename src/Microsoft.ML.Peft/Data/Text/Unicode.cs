@@ -33,7 +33,7 @@ internal static class Unicode
     public static bool IsMark(int c) =>
         c >= 0x300 && Category(c) is UnicodeCategory.NonSpacingMark or UnicodeCategory.SpacingCombiningMark or UnicodeCategory.EnclosingMark;
 
-    /// <summary>What \w means to Unicode: alphabetic, marks, decimal digits, connectors.</summary>
+    /// <summary>What \w means to Unicode: alphabetic, marks, decimal digits, connectors, joiners.</summary>
     public static bool IsWord(int c)
     {
         if (c < 0x80)
@@ -44,6 +44,7 @@ internal static class Unicode
             UnicodeCategory.NonSpacingMark or UnicodeCategory.SpacingCombiningMark or UnicodeCategory.EnclosingMark => true,
             UnicodeCategory.DecimalDigitNumber or UnicodeCategory.LetterNumber or UnicodeCategory.ConnectorPunctuation => true,
             UnicodeCategory.OtherSymbol => IsAlphabeticSymbol(c),
+            UnicodeCategory.Format => c is 0x200C or 0x200D,
             _ => false,
         };
     }

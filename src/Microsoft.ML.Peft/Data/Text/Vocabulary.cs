@@ -23,6 +23,9 @@ internal sealed class Vocabulary
 
     public int MaxId { get; private set; } = -1;
 
+    /// <summary>Whether some id has several tokens.</summary>
+    public bool HasSharedIds => tokens.Count != ids.Count;
+
     public IEnumerable<KeyValuePair<string, int>> Pairs => ids;
 
     public static Vocabulary Read(JsonAt node)

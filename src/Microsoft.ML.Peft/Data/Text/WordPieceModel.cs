@@ -74,14 +74,7 @@ internal sealed class WordPieceModel : TokenModel
         Span<char> buffer = stackalloc char[256];
         int length = AlignedText.WriteChars(word, buffer);
         ReadOnlySpan<char> text = length < 0 ? AlignedText.ToString(word) : buffer[..length];
-        int at = 0, units = 0;
-        foreach (var token in matcher!.EncodeToTokens(text, out _, considerPreTokenization: false, considerNormalization: false))
-        {
-            int from = at;
-            for (int end = token.Offset.End.Value; units < end; at++)
-                units += word[at] > 0xFFFF ? 2 : 1;
-            target.Add(new ModelToken(token.Id, from, at));
-        }
+        AddTokens(matcher!.EncodeToTokens(text, out _, considerPreTokenization: false, considerNormalization: false), word, target);
     }
 
     private void Search(ReadOnlySpan<int> word, List<ModelToken> target)
