@@ -1,7 +1,5 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
-using System.Text;
-
 namespace Microsoft.ML.Peft.Data;
 
 /// <summary>The families whose SentencePiece model is BPE with bytes for what is unknown.</summary>
@@ -107,33 +105,6 @@ internal static class SentencePieceBpe
             while (to > from && text.Chars[to - 1] == ' ')
                 to--;
             return from == to ? new AlignedText(0, text.Origin) : text.Slice(from, to);
-        }
-    }
-
-    /// <summary>SentencePiece's own way with its character map: the longest match, from left to right.</summary>
-    private sealed class LongestMatchNormalizer(CharacterMap map) : TextNormalizer
-    {
-        public override AlignedText Apply(AlignedText text)
-        {
-            byte[] utf8 = Encoding.UTF8.GetBytes(AlignedText.ToString(text.Span));
-            var changed = new AlignedText(text.Length, text.Origin);
-            Span<byte> one = stackalloc byte[4];
-            int place = 0;
-            for (int i = 0; i < text.Length;)
-            {
-                if (map.Find(utf8.AsSpan(place), longest: true, out int length) is not string replacement)
-                {
-                    changed.AddFrom(text, i);
-                    place += ByteAlphabet.Encode(text.Chars[i++], one);
-                    continue;
-                }
-                int end = place + length, first = i;
-                while (place < end && i < text.Length)
-                    place += ByteAlphabet.Encode(text.Chars[i++], one);
-                foreach (int c in AlignedText.CodePoints(replacement))
-                    changed.Add(c, text.Starts[first], text.Ends[i - 1]);
-            }
-            return changed;
         }
     }
 }

@@ -87,25 +87,34 @@ internal static class SentencePieceFamily
         };
     }
 
-    // Lower case, no ASCII punctuation, blanks as single spaces; then T5's model without its sentinels.
+    // The text is marked as beginning a word, then lower-cased and freed of ASCII punctuation; blanks become single spaces.
     private static TokenizerPipeline Siglip(SentencePieceModel model, string file, TokenizerSettings settings)
     {
         var pieces = model.Pieces.Select(piece => (piece.Piece, piece.Score)).ToList();
         var unigram = new UnigramModel(pieces, Unknown(model, file), byteFallback: false);
         int end = Id(unigram, settings.Token("eos_token") ?? "</s>", file);
-        var plain = Unigram(model, file, unigram);
-        TextNormalizer[] canonical =
-        [
-            LowerCaseText.Instance,
+        var steps = new List<TextNormalizer>
+        {
+            new ReplaceNormalizer(new LiteralPattern("\u2581"), " "),
+            new PrependNormalizer("\u2581", onlyAtStart: true),
+            new LowerCaseText(finalSigma: true),
             new ReplaceNormalizer(new CharPattern(c => c < 0x80 && Unicode.IsPunctuation(c)), ""),
             new ReplaceNormalizer(new RegexPattern(@"\s+"), " "),
             new StripNormalizer(left: true, right: true),
-        ];
-        return plain with
+        };
+        if (CharacterMap.Read(model.CharacterMap, file) is CharacterMap map)
+            steps.Add(new LongestMatchNormalizer(map));
+        steps.AddRange([new ReplaceNormalizer(new RegexPattern(" {2,}"), " "), new ReplaceNormalizer(new RegexPattern(@"[ \u2581]+\z"), ""), new ReplaceNormalizer(new LiteralPattern(" "), "\u2581")]);
+        return Unigram(model, file, unigram) with
         {
-            Normalizer = new NormalizerSequence(plain.Normalizer is null ? canonical : [.. canonical, plain.Normalizer]),
+            Normalizer = new NormalizerSequence(steps.ToArray()),
+            PreTokenizer = null,
             Added = Specials(unigram.Vocabulary, settings, ["</s>", "<unk>"], null).ToList(),
-            Post = new PostProcessor { Single = [PostProcessor.Text(0), .. PostProcessor.Special(end)], Pair = [PostProcessor.Text(0), .. PostProcessor.Special(end), PostProcessor.Text(1), .. PostProcessor.Special(end)] },
+            Post = new PostProcessor
+            {
+                Single = [PostProcessor.Text(0), .. PostProcessor.Special(end)],
+                Pair = [PostProcessor.Text(0), .. PostProcessor.Special(end), PostProcessor.Text(1), .. PostProcessor.Special(end)],
+            },
         };
     }
 

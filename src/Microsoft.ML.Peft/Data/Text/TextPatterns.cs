@@ -112,10 +112,17 @@ internal sealed class RegexPattern : TextPattern
         char[] shadow = new char[text.Length];
         for (int i = 0; i < text.Length; i++)
             shadow[i] = text[i] <= 0xFFFF ? (char)text[i] : Double(text[i]);
-        foreach (var match in regex.EnumerateMatches(shadow))
+        try
         {
-            if (match.Length > 0)
-                found.Add((match.Index, match.Index + match.Length));
+            foreach (var match in regex.EnumerateMatches(shadow))
+            {
+                if (match.Length > 0)
+                    found.Add((match.Index, match.Index + match.Length));
+            }
+        }
+        catch (RegexMatchTimeoutException e)
+        {
+            throw new InvalidOperationException($"The tokenizer's pattern '{regex}' took more than {Patience.TotalSeconds:0} s on a text of {text.Length} characters. Shorten the text, or mend the pattern.", e);
         }
         return found;
     }

@@ -67,6 +67,15 @@ internal static class Unicode
             or (>= 0x20000 and <= 0x2A6DF) or (>= 0x2A700 and <= 0x2B73F) or (>= 0x2B740 and <= 0x2B81F)
             or (>= 0x2B920 and <= 0x2CEAF) or (>= 0x2F800 and <= 0x2FA1F);
 
+    public static bool IsCased(int c) =>
+        Category(c) is UnicodeCategory.UppercaseLetter or UnicodeCategory.LowercaseLetter or UnicodeCategory.TitlecaseLetter;
+
+    /// <summary>What may stand inside a word without ending it: marks, modifiers, format characters, apostrophes, points.</summary>
+    public static bool IsCaseIgnorable(int c) =>
+        c is '\'' or '.' or ':' or 0xB7 or 0x2018 or 0x2019 or 0x2024 or 0x2027
+        || Category(c) is UnicodeCategory.NonSpacingMark or UnicodeCategory.EnclosingMark or UnicodeCategory.Format
+            or UnicodeCategory.ModifierLetter or UnicodeCategory.ModifierSymbol;
+
     /// <summary>Lower case of one character alone; U+0130 alone gives two, i and U+0307, which the caller adds.</summary>
     public static int ToLower(int c)
     {

@@ -48,7 +48,7 @@ internal sealed class WordPieceModel : TokenModel
     // The package reads one token a line; a vocabulary that cannot be written so is searched here.
     private WordPieceTokenizer? MakeMatcher(Vocabulary vocabulary, string unknown)
     {
-        if (vocabulary.MaxId > (vocabulary.Count * 2) + 1000 || longestWord > 10_000)
+        if (vocabulary.MaxId > (vocabulary.Count * 2) + 1000 || longestWord > 1000)
             return null;
         var lines = new string[vocabulary.MaxId + 1];
         foreach (var (token, id) in vocabulary.Pairs)
@@ -83,7 +83,7 @@ internal sealed class WordPieceModel : TokenModel
         int from = 0;
         while (from < word.Length)
         {
-            int to = word.Length;
+            int to = Math.Min(word.Length, from + Vocabulary.LongestToken);
             int? id = null;
             for (; to > from && id is null; to--)
                 id = Vocabulary.Find((from > 0 ? prefix : "") + AlignedText.ToString(word[from..to]));
