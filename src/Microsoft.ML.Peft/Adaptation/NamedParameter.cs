@@ -44,6 +44,9 @@ public sealed class NamedParameter : IDisposable
     /// <summary>True where the tensor is saved with the adaptation.</summary>
     public bool Saved { get; init; } = true;
 
+    /// <summary>True where the tensor is part of exchanged adapter files; false for what their readers make again themselves.</summary>
+    public bool Exchanged { get; init; } = true;
+
     /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
     /// <param name="value">Same shape; ownership passes here.</param>
     public void Replace(Tensor value)

@@ -194,6 +194,8 @@ public sealed partial class LoraOptions : TargetedMethod
             : init.Draw(site.Weight, (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
 
         NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
+        NamedParameter AddStart(string name, Tensor value) =>
+            adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false });
         var factors = new LoraFactors
         {
             Site = site,
@@ -203,7 +205,7 @@ public sealed partial class LoraOptions : TargetedMethod
             Dropout = Dropout,
             BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,
             Start = init.ChangesBase && !table
-                ? (Add($"{path}.lora_A0", a.clone(), false), Add($"{path}.lora_B0", b.clone(), false))
+                ? (AddStart($"{path}.lora_A0", a), AddStart($"{path}.lora_B0", b))
                 : null,
             Bias = BiasMode != BiasMode.None && site.Bias is not null ? TrainedCopies.Bias(adaptation, site, "base_layer.") : null,
         };
