@@ -5,9 +5,9 @@ using System.Text;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
-using Microsoft.ML.Peft.Methods;
+using Microsoft.ML.Peft.Checkpoints;
 
-namespace Microsoft.ML.Peft.Checkpoints;
+namespace Microsoft.ML.Peft.Methods;
 
 /// <summary>
 /// A folder with a bottleneck adapter as AdapterHub's <c>adapters</c> package writes it: <c>adapter_config.json</c> with all
