@@ -59,9 +59,14 @@ public sealed class ComponentCatalog
         return (env, args) =>
         {
             object[] all = takesEnvironment ? [env, .. args] : args;
-            return chosen is ConstructorInfo ctor
-                ? ctor.Invoke(BindingFlags.DoNotWrapExceptions, null, all, null)
-                : chosen.Invoke(null, BindingFlags.DoNotWrapExceptions, null, all, null);
+            try
+            {
+                return chosen is ConstructorInfo ctor ? ctor.Invoke(all) : chosen.Invoke(null, all);
+            }
+            catch (TargetInvocationException ex) when (ex.InnerException?.IsMarked() == true)
+            {
+                throw Contracts.Except(ex, "Error during class instantiation");
+            }
         };
 
         ConstructorInfo Constructor(Type[] wanted) => loader.GetConstructor(BindingFlags.Instance | AnyVisibility, null, wanted, null);

@@ -26,7 +26,6 @@ public sealed class AdaptedModel : IDisposable
         Head = head;
         _ownsBackbone = ownsBackbone;
         _table = adaptation?.Table() ?? PatchTable.Empty;
-        adaptation?.Attached(head);
     }
 
     /// <summary>The frozen network.</summary>

@@ -1,0 +1,186 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Runtime;
+
+namespace Microsoft.ML.Data;
+
+/// <summary>A column of a text file: the runs of fields that it is read from.</summary>
+internal sealed class TextColumn
+{
+    private TextColumn(IExceptionContext context, string name, PrimitiveDataViewType itemType, Segment[] segments)
+    {
+        var sorted = segments.OrderBy(segment => segment.Min).ToArray();
+        for (int i = 1; i < sorted.Length; i++)
+            if (sorted[i - 1].Lim > sorted[i].Min)
+                throw context.ExceptUserArg("Source", $"Intervals specified for column '{name}' overlap");
+        Name = name;
+        ItemType = itemType;
+        Segments = segments;
+        VariableSegment = Array.FindIndex(segments, segment => segment.IsVariable);
+        FixedSize = segments.Where(segment => !segment.IsVariable).Sum(segment => segment.Lim - segment.Min);
+        Type = VariableSegment >= 0 ? new VectorDataViewType(itemType)
+            : FixedSize > 1 || segments[0].ForceVector ? new VectorDataViewType(itemType, FixedSize)
+            : itemType;
+    }
+
+    internal readonly record struct Segment(int Min, int Lim, bool ForceVector)
+    {
+        internal bool IsVariable => Lim == TextFormat.MaxFields;
+    }
+
+    internal string Name { get; }
+
+    internal PrimitiveDataViewType ItemType { get; }
+
+    internal DataViewType Type { get; }
+
+    internal Segment[] Segments { get; }
+
+    /// <summary>The segment that reaches to the end of each line, -1 for none.</summary>
+    internal int VariableSegment { get; }
+
+    internal int FixedSize { get; }
+
+    internal static TextColumn[] Bind(IHost host, TextFormat format, TextLoader.Column[] columns, IMultiStreamSource sample)
+    {
+        foreach (var column in columns)
+            host.CheckUserArg(column.Source is { Length: > 0 }, "Source", "Must specify some source column indices");
+        bool needsSize = columns.Any(column => column.Source.Any(range => range.AutoEnd && range.Max == null));
+        int inputSize = needsSize && format.InputSize == 0 ? FindInputSize(host, format, sample) : format.InputSize;
+
+        var segments = columns.Select(column => column.Source.Select(range => SegmentOf(host, range, inputSize)).ToArray()).ToArray();
+        var others = columns.SelectMany((column, i) => column.Source.Select((range, j) => (Column: i, Range: j, range.AllOther))).Where(at => at.AllOther).ToArray();
+        host.CheckUserArg(others.Length <= 1, "AllOther", "At most one all other range can be specified");
+        foreach (var other in others)
+            segments[other.Column] = WithoutTaken(host, segments, other.Column, other.Range);
+        return [.. columns.Select((column, i) => new TextColumn(host, host.CheckNonWhiteSpace(column.Name, nameof(column.Name)).Trim(), ItemTypeOf(column), segments[i]))];
+    }
+
+    private static PrimitiveDataViewType ItemTypeOf(TextLoader.Column column)
+    {
+        var type = ColumnTypeExtensions.PrimitiveTypeFromKind(column.DataKind);
+        if (column.KeyCount == null)
+            return type;
+        return new KeyDataViewType(type.RawType, column.KeyCount.Count ?? ValueConversions.LargestKey(type.RawType));
+    }
+
+    private static Segment SegmentOf(IExceptionContext context, TextLoader.Range range, int inputSize)
+    {
+        context.CheckUserArg(0 <= range.Min && range.Min < TextFormat.MaxFields - 1, nameof(range.Min));
+        if (range.Max is { } max)
+        {
+            context.CheckUserArg(range.Min <= max && max < TextFormat.MaxFields - 1, nameof(range.Max));
+            return new Segment(range.Min, max + 1, range.ForceVector);
+        }
+        if (range.AutoEnd)
+        {
+            if (range.Min >= inputSize)
+                throw context.ExceptUserArg(nameof(range.Min), $"Column #{range.Min} not found in the dataset (it only has {inputSize} columns)");
+            return new Segment(range.Min, inputSize, true);
+        }
+        return range.VariableEnd ? new Segment(range.Min, TextFormat.MaxFields, true) : new Segment(range.Min, range.Min + 1, range.ForceVector);
+    }
+
+    private static int FindInputSize(IHost host, TextFormat format, IMultiStreamSource sample)
+    {
+        var scanner = new FieldScanner(format, MaxNeeded, null);
+        int[] sizes = [.. LineReader.FirstLines(sample, format, 100)
+            .Select(line => format.TrimWhitespace ? line.TrimEnd() : line).Where(line => line.Length > 0)
+            .Select(line => scanner.Scan(line.AsMemory())).Where(size => size > 0).Distinct()];
+        host.CheckUserArg(sizes.Length > 0, "Source", "Can't determine the number of source columns without valid data");
+        host.CheckUserArg(sizes.Length == 1, "Source", "The size of input lines is not consistent");
+        return sizes[0];
+    }
+
+    private const int MaxNeeded = int.MaxValue;
+
+    // "All other" fields: what the range holds less what every other range takes.
+    private static Segment[] WithoutTaken(IExceptionContext context, Segment[][] segments, int column, int range)
+    {
+        var taken = segments.SelectMany((own, i) => own.Where((_, j) => (i, j) != (column, range))).OrderBy(segment => segment.Min);
+        var (min, lim, _) = segments[column][range];
+        var left = new List<Segment>(segments[column].Where((_, j) => j < range));
+        foreach (var segment in taken)
+        {
+            if (min >= lim)
+                break;
+            if (min < segment.Min)
+                left.Add(new Segment(min, Math.Min(segment.Min, lim), true));
+            min = Math.Max(min, segment.Lim);
+        }
+        if (min < lim)
+            left.Add(new Segment(min, lim, true));
+        left.AddRange(segments[column].Where((_, j) => j > range));
+        context.CheckUserArg(left.Count > 0, "AllOther", "No index is selected as all other indexes.");
+        return [.. left];
+    }
+
+    /// <summary>The schema, with the header's names as slot names of vectors of known size.</summary>
+    internal static DataViewSchema SchemaOf(IHost host, TextFormat format, TextColumn[] columns, string header)
+    {
+        var scanner = new FieldScanner(format, MaxNeeded, null);
+        if (!string.IsNullOrEmpty(header))
+            scanner.Scan(header.AsMemory());
+        var builder = new DataViewSchema.Builder();
+        foreach (var column in columns)
+        {
+            DataViewSchema.Annotations.Builder annotations = new();
+            if (column.Type is VectorDataViewType { IsKnownSize: true } vector && column.SlotNames(scanner, vector.Size) is { } names)
+                annotations.Add(AnnotationUtils.Kinds.SlotNames, AnnotationUtils.GetNamesType(vector.Size), ConstantGetters.Constant(names));
+            builder.AddColumn(column.Name, column.Type, annotations.ToAnnotations());
+        }
+        return builder.ToSchema();
+    }
+
+    private VBuffer<ReadOnlyMemory<char>>? SlotNames(FieldScanner header, int size)
+    {
+        var names = new ReadOnlyMemory<char>[size];
+        int found = 0, start = 0;
+        foreach (var (min, lim, _) in Segments)
+        {
+            for (int i = header.FirstAtOrAfter(min); i < header.Count && header.Index(i) < lim; i++, found++)
+                names[start + header.Index(i) - min] = header.Text(i).ToString().Trim().AsMemory();
+            start += lim - min;
+        }
+        return found == 0 ? null : new VBuffer<ReadOnlyMemory<char>>(size, names);
+    }
+
+    internal static TextColumn Load(IExceptionContext context, ModelLoadContext ctx, bool hasKeyCounts, bool hasForcedVectors)
+    {
+        string name = ctx.LoadNonEmptyString();
+        var kind = (DataKind)ctx.Reader.ReadByte();
+        context.CheckDecode(Enum.IsDefined(kind), "Corrupt text loader");
+        var type = ColumnTypeExtensions.PrimitiveTypeFromKind(kind);
+        if (ctx.Reader.ReadByte() != 0)
+        {
+            context.CheckDecode(hasKeyCounts, "The text loader's key columns were written by a version no longer supported");
+            type = new KeyDataViewType(type.RawType, ctx.Reader.ReadUInt64());
+        }
+        int count = ctx.Reader.ReadInt32();
+        context.CheckDecode(count is > 0 and < 1 << 24, "Corrupt text loader");
+        var segments = new Segment[count];
+        for (int i = 0; i < count; i++)
+        {
+            segments[i] = new Segment(ctx.Reader.ReadInt32(), ctx.Reader.ReadInt32(), hasForcedVectors && ctx.Reader.ReadByte() != 0);
+            context.CheckDecode(0 <= segments[i].Min && segments[i].Min < segments[i].Lim, "Corrupt text loader");
+        }
+        return new TextColumn(context, name, type, segments);
+    }
+
+    internal void Save(ModelSaveContext ctx)
+    {
+        // string: name; byte: kind; byte: whether a key, then ulong: count; int: segments; per segment int: first, int: limit, byte: vector
+        ctx.SaveNonEmptyString(Name);
+        ctx.Writer.Write((byte)ColumnTypeExtensions.KindOf(ItemType.RawType)!.Value);
+        ctx.Writer.Write(ItemType is KeyDataViewType);
+        if (ItemType is KeyDataViewType key)
+            ctx.Writer.Write(key.Count);
+        ctx.Writer.Write(Segments.Length);
+        foreach (var (min, lim, forceVector) in Segments)
+        {
+            ctx.Writer.Write(min);
+            ctx.Writer.Write(lim);
+            ctx.Writer.Write(forceVector);
+        }
+    }
+}
