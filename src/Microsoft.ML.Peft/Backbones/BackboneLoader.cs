@@ -87,18 +87,32 @@ public static class BackboneLoader
     private static IReadOnlyList<string> CheckAll(CheckpointFolder folder, Family family, BackboneConfig config)
     {
         var recorder = new Recorder(folder);
-        using (var scope = NewDisposeScope()) family.Build(config, recorder).Dispose();
+        try
+        {
+            using var scope = NewDisposeScope();
+            family.Build(config, recorder).Dispose();
+        }
+        catch (Exception e) when (e is NotSupportedException or ArgumentException)
+        {
+            throw new CheckpointFormatException($"{folder.Description}: {e.Message}", e);
+        }
         return folder.Check(recorder.Wanted, ignored: name => name.EndsWith("position_ids", StringComparison.Ordinal)).Extra;
     }
 
     private sealed class Recorder(CheckpointFolder folder) : IWeightSource
     {
+        private const int MostMissing = 2000;
+
         public List<KeyValuePair<string, long[]>> Wanted { get; } = [];
 
         public bool Has(string name) => folder.Contains(name);
 
         public Tensor Load(string name, params long[] shape)
         {
+            // A false number of layers must end here, not in memory.
+            if (Wanted.Count > folder.Tensors.Count + MostMissing)
+                throw new CheckpointFormatException(
+                    $"{folder.Description}: config.json describes a network of far more tensors than the {folder.Tensors.Count} of the weights.");
             Wanted.Add(new(name, shape));
             return empty([1], dtype: ScalarType.Float32).expand(shape);
         }

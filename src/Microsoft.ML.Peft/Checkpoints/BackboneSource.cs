@@ -15,6 +15,10 @@ internal sealed record BackboneSource(IFileSet Files, string? Folder, Lazy<strin
     [
         "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
         "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "bpe.codes",
+        "sentence_bert_config.json",
+
+        // The licence of the weights goes where the weights go.
+        "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "MODEL_CARD.md",
     ];
 
     /// <summary>Takes the source of an opened checkpoint.</summary>

@@ -97,7 +97,7 @@ public sealed partial class LoadFixtureTests
             StringAssert.Contains(error.Message, checkpoint.WeightFiles[0], name);
     }
 
-    private static (Dictionary<string, long[]> Required, Dictionary<string, long[]> Optional) Wanted(
+    internal static (Dictionary<string, long[]> Required, Dictionary<string, long[]> Optional) Wanted(
         CheckpointConfig config, string model)
     {
         long d = config.Int("hidden_size"), f = config.Int("intermediate_size");

@@ -1,0 +1,106 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Diagnostics;
+using System.Text;
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using TorchSharp;
+
+namespace Microsoft.ML.Peft.Tests.Checkpoints;
+
+/// <summary>Settings that are wrong, up to the backbone: it loads, or a <see cref="CheckpointFormatException"/> says why not.</summary>
+[TestClass]
+public sealed class MutatedConfigTests
+{
+    private const string Config = """
+        {
+          "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+          "vocab_size": 31, "max_position_embeddings": 16, "type_vocab_size": 2, "pad_token_id": 0, "layer_norm_eps": 1e-12,
+          "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
+          "classifier_dropout": null, "position_embedding_type": "absolute", "is_decoder": false,
+          "tie_word_embeddings": true, "architectures": ["BertModel"], "id2label": {"0": "a", "1": "b"}
+        }
+        """;
+
+    private static readonly string[] Values =
+    [
+        "0", "-1", "1", "3", "17", "1.5", "1e999", "2147483647", "4294967296", "9223372036854775807", "1e300", "1e-320", "null",
+        "true", "\"x\"", "\"\"", "[]", "{}", "[1,2]", "{\"a\":1}", "\"albert\"", "\"roberta\"", "\"gelu_new\"", "\"tanh\"",
+    ];
+
+    public TestContext TestContext { get; set; } = null!;
+
+    [TestMethod]
+    public void EveryFieldWithEveryValue()
+    {
+        MemoryFileSet sound = Checkpoint();
+        var failures = new List<string>();
+        int loaded = 0, refused = 0;
+        var clock = Stopwatch.StartNew();
+        long before = torch.Tensor.TotalCount;
+        long memory = GC.GetAllocatedBytesForCurrentThread();
+        foreach (string field in ((JsonObject)JsonNode.Parse(Config)!).Select(p => p.Key))
+        {
+            foreach (string value in Values)
+                Try(sound, Changed(field, value), $"{field} = {value}", failures, ref loaded, ref refused);
+        }
+
+        for (int seed = 0; seed < 1000; seed++)
+        {
+            var random = new Random(seed);
+            byte[] config = Encoding.UTF8.GetBytes(Config);
+            for (int change = random.Next(1, 3); change > 0; change--)
+                config[random.Next(config.Length)] = (byte)random.Next(32, 127);
+            Try(sound, config, $"seed {seed}", failures, ref loaded, ref refused);
+        }
+
+        memory = (GC.GetAllocatedBytesForCurrentThread() - memory) / (loaded + refused);
+        TestContext.WriteLine($"{loaded} loaded, {refused} refused in {clock.Elapsed.TotalSeconds:0.0} s, {memory} bytes each");
+        Assert.IsEmpty(failures, string.Join("\n", failures.Take(20)));
+        Assert.AreEqual(before, torch.Tensor.TotalCount);
+        Assert.IsGreaterThan(50, loaded);
+        Assert.IsGreaterThan(50, refused);
+    }
+
+    private static void Try(MemoryFileSet sound, byte[] config, string what, List<string> failures, ref int loaded, ref int refused)
+    {
+        MemoryFileSet files = new MemoryFileSet("tiny").Add("config.json", config)
+            .Add("model.safetensors", sound.Bytes("model.safetensors"));
+        var clock = Stopwatch.StartNew();
+        try
+        {
+            using CheckpointFolder checkpoint = CheckpointFolder.Open(files);
+            using Backbone backbone = BackboneLoader.Load(checkpoint);
+            loaded++;
+        }
+        catch (CheckpointFormatException)
+        {
+            refused++;
+        }
+        catch (Exception e)
+        {
+            failures.Add($"{what}: {e.GetType().Name}: {e.Message}");
+        }
+
+        if (clock.Elapsed.TotalSeconds > 5)
+            failures.Add($"{what}: {clock.Elapsed.TotalSeconds:0.0} s");
+    }
+
+    private static byte[] Changed(string field, string value)
+    {
+        var config = (JsonObject)JsonNode.Parse(Config)!;
+        config[field] = "?";
+        return Encoding.UTF8.GetBytes(config.ToJsonString().Replace($"\"{field}\":\"?\"", $"\"{field}\":{value}"));
+    }
+
+    private static MemoryFileSet Checkpoint()
+    {
+        byte[] config = Encoding.UTF8.GetBytes(Config);
+        var writer = new SafetensorsWriter();
+        var (body, head) = LoadFixtureTests.Wanted(CheckpointConfig.Parse(config, "tiny"), "BertModel");
+        foreach ((string name, long[] shape) in body.Concat(head))
+            writer.Add(name, SafetensorsDtype.F32, shape, TinyCheckpoint.Floats((int)shape.Aggregate(1L, (a, b) => a * b)));
+        return new MemoryFileSet("tiny").Add("config.json", config).Add("model.safetensors", writer.ToBytes());
+    }
+}
