@@ -14,7 +14,6 @@ public static partial class torch
             public static Tensor gelu(Tensor x) => Ops.gelu.Call(x);
             public static Tensor silu(Tensor x, bool inplace = false) => inplace ? x.silu_().alias() : x.silu();
             public static Tensor SiLU(Tensor x, bool inplace = false) => silu(x, inplace);
-            public static Tensor Mish(Tensor x) => Ops.mish.Call(x);
             public static Tensor tanh(Tensor x, bool inplace = false) => inplace ? x.tanh_().alias() : x.tanh();
             public static Tensor sigmoid(Tensor x) => x.sigmoid();
             public static Tensor selu(Tensor x, bool inplace = false) => inplace ? x.selu_().alias() : x.selu();
@@ -42,9 +41,6 @@ public static partial class torch
 
             public static Tensor dropout1d(Tensor input, double p = 0.5, bool training = true, bool inplace = false) =>
                 input.ndim == 2 ? FeatureDropout(input.unsqueeze(0), p, training, inplace).squeeze(0) : FeatureDropout(input, p, training, inplace);
-
-            public static Tensor dropout2d(Tensor input, double p = 0.5, bool training = true, bool inplace = false) => FeatureDropout(input, p, training, inplace);
-            public static Tensor dropout3d(Tensor input, double p = 0.5, bool training = true, bool inplace = false) => FeatureDropout(input, p, training, inplace);
 
             private static Tensor FeatureDropout(Tensor input, double p, bool training, bool inplace) =>
                 inplace ? Ops.feature_dropout_.Self(input, p, training).alias() : Ops.feature_dropout.Call(input, p, training);

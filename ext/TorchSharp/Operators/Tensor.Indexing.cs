@@ -34,6 +34,7 @@ public static partial class torch
         public Tensor slice_scatter(Tensor src, long dim = 0, long? start = null, long? end = null, long step = 1) => Ops.slice_scatter.Call(this, src, dim, start, end, step);
         public Tensor take(Tensor index) => Ops.take.Call(this, index);
         public Tensor where(Tensor condition, Tensor y) => Ops.where_self.Call(condition, this, y);
-        public Tensor zero_() => Ops.zero_.Self(this);
+        // Not offered: the real one returns new zeros and leaves this tensor as it is. fill_(0) does it.
+        internal Tensor zero_() => Ops.zero_.Self(this);
     }
 }

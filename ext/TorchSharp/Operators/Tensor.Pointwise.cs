@@ -81,7 +81,6 @@ public static partial class torch
         public Tensor hardsigmoid_() => Ops.hardsigmoid_.Self(this);
         public Tensor hardswish() => Ops.hardswish.Call(this);
         public Tensor hardswish_() => Ops.hardswish_.Self(this);
-        public Tensor hardtanh(Scalar min, Scalar max) => Ops.hardtanh.Call(this, min, max);
         public Tensor hardtanh_(Scalar min, Scalar max) => Ops.hardtanh_.Self(this, min, max);
         public Tensor i0() => Ops.i0.Call(this);
         public Tensor igamma(Tensor other) => Ops.igamma.Call(this, other);

@@ -49,7 +49,6 @@ public static partial class torch
         public Tensor min(Tensor other) => Ops.min_other.Call(this, other);
         public (Tensor values, Tensor indices) mode(long dim = -1, bool keepdim = false) => Ops.mode.Call2(this, dim, keepdim);
         public Tensor msort() => Ops.msort.Call(this);
-        public Tensor nanmean(int? dim = null, bool keepdim = false, ScalarType? dtype = null) => Ops.nanmean.Call(this, dim is { } d ? Arg.Ints(d) : Arg.None, keepdim, dtype);
         public Tensor nanmedian() => Ops.nanmedian.Call(this);
         public Tensor nanquantile(Tensor q, long dim = -1, bool keepdim = false) => Ops.nanquantile.Call(this, q, dim, keepdim);
         public Tensor nansum() => Ops.nansum.Call(this);

@@ -8,7 +8,6 @@ public static partial class torch
     public static Tensor arange(Scalar start, Scalar stop, ScalarType? dtype = null, Device? device = null, bool requires_grad = false) => arange(start, stop, 1, dtype, device, requires_grad);
     public static Tensor arange(Scalar start, Scalar stop, Scalar step, ScalarType? dtype = null, Device? device = null, bool requires_grad = false) => Factory.Finish(Ops.arange_start_step.Call(start, stop, step, dtype ?? (start.IsIntegral && stop.IsIntegral && step.IsIntegral ? ScalarType.Int64 : Factory.DefaultType), Arg.None, InitializeDevice(device)), requires_grad);
     public static Tensor arange(Scalar stop, ScalarType? dtype = null, Device? device = null, bool requires_grad = false) => arange(0, stop, 1, dtype, device, requires_grad);
-    public static bool are_deterministic_algorithms_enabled() => (Native.pt_deterministic(0, 0, 0) & 1) != 0;
     public static Tensor bernoulli(Tensor input, Generator? generator = null) => input.bernoulli(generator);
     public static Tensor binomial(Tensor count, Tensor probs, Generator? generator = null) => count.binomial(probs, generator);
     public static Tensor complex(Tensor real, Tensor imag) => Ops.complex.Call(real, imag);

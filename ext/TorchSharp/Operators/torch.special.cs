@@ -11,7 +11,6 @@ public static partial class torch
         public static Tensor entr(Tensor input) => Ops.special_entr.Call(input);
         public static Tensor erf(Tensor input) => Ops.special_erf.Call(input);
         public static Tensor erfc(Tensor input) => Ops.special_erfc.Call(input);
-        public static Tensor erfcx(Tensor input) => Ops.special_erfcx.Call(input);
         public static Tensor erfinv(Tensor input) => Ops.special_erfinv.Call(input);
         public static Tensor exp2(Tensor input) => Ops.special_exp2.Call(input);
         public static Tensor expit(Tensor input) => Ops.special_expit.Call(input);

@@ -70,6 +70,12 @@ public class PeftAdaptation : IDisposable
     /// <summary>What a pass wears to run with this adaptation.</summary>
     public PatchTable Table() => new(_patches, Backbone.Device.type);
 
+    /// <summary>Called when a model joins this adaptation with a head; may set rates and decay of the head's parameters.</summary>
+    /// <param name="head">The head that is trained beside it.</param>
+    public virtual void Attached(Head head)
+    {
+    }
+
     /// <summary>Called before each training forward; may run the bare backbone.</summary>
     /// <param name="pass">The pass that is about to run.</param>
     public virtual void BeforePass(Pass pass)

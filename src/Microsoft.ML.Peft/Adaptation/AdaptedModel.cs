@@ -26,6 +26,7 @@ public sealed class AdaptedModel : IDisposable
         Head = head;
         _ownsBackbone = ownsBackbone;
         _table = adaptation?.Table() ?? PatchTable.Empty;
+        adaptation?.Attached(head);
     }
 
     /// <summary>The frozen network.</summary>

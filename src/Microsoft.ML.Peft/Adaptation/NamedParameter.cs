@@ -33,13 +33,19 @@ public sealed class NamedParameter : IDisposable
     public bool Trainable { get; private set; }
 
     /// <summary>True where weight decay applies; by default for tensors of two or more dimensions.</summary>
-    public bool Decay { get; init; }
+    public bool Decay { get; set; }
 
     /// <summary>Factor on the learning rate (LoRA+).</summary>
-    public double RateFactor { get; init; } = 1;
+    public double RateFactor { get; set; } = 1;
+
+    /// <summary>A learning rate of its own in place of the run's, before the schedule; null for the run's.</summary>
+    public double? OwnRate { get; set; }
 
     /// <summary>True where the tensor is saved with the adaptation.</summary>
     public bool Saved { get; init; } = true;
+
+    /// <summary>True where the tensor is part of exchanged adapter files; false for what their readers make again themselves.</summary>
+    public bool Exchanged { get; init; } = true;
 
     /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
     /// <param name="value">Same shape; ownership passes here.</param>

@@ -142,7 +142,12 @@ public sealed class Pass
     /// <param name="x">Any tensor.</param>
     /// <param name="probability">Share of entries dropped, in [0, 1).</param>
     public Tensor Dropout(Tensor x, double probability) =>
-        Training && probability > 0 ? nn.functional.dropout(x, probability, true) : x;
+        !Training || probability <= 0 ? x
+        : DropWith is not null ? DropWith(x, probability)
+        : nn.functional.dropout(x, probability, true);
+
+    /// <summary>Drops entries in libtorch's place: recorded masks, in tests.</summary>
+    internal Func<Tensor, double, Tensor>? DropWith { get; init; }
 
     /// <summary>Starts a segment of the network: its random numbers depend on the seed and the segment alone.</summary>
     /// <param name="segment">0 for the embeddings, layer + 1 for a layer, and on.</param>

@@ -51,6 +51,13 @@ public abstract class PeftMethod
     public virtual void WriteHuggingFace(JsonObject config, Backbone backbone) =>
         throw new NotSupportedException($"Method {Id} does not exist in Hugging Face PEFT, so there is no adapter_config.json for it.");
 
+    /// <summary>
+    /// The adaptation in the form that exchanged files hold on the unchanged base model; itself where it has that form
+    /// already, else a new one that the caller disposes.
+    /// </summary>
+    /// <param name="adaptation">An adaptation of this method.</param>
+    public virtual PeftAdaptation ToExchange(PeftAdaptation adaptation) => adaptation;
+
     /// <summary>Reads the fields of <c>adapter_config.json</c> that are the method's own into this instance.</summary>
     /// <param name="config">The whole configuration.</param>
     /// <exception cref="ArgumentException">A field changes the maths and is not supported; the message names it.</exception>

@@ -156,6 +156,10 @@ public abstract class Backbone : IDisposable
     /// <param name="replaced">New weight and bias a site; ownership passes to the new backbone.</param>
     public abstract Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced);
 
+    /// <summary>The full module path of a site inside a task model, e.g. <c>bert.encoder.layer.0.attention.self.query</c>.</summary>
+    /// <param name="site">A site of this backbone.</param>
+    public string PathOf(Site site) => Prefix.Length == 0 ? site.Name : $"{Prefix}.{site.Name}";
+
     /// <summary>The site of a Hugging Face module path, with or without the prefix; null where there is none.</summary>
     /// <param name="name">Module path.</param>
     public Site? FindSite(string name)

@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Text.Json.Nodes;
+using System.Text.RegularExpressions;
 using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.Tests.Data;
@@ -46,6 +47,9 @@ public sealed class TokenizerFixtureTests
         var rows = Read(folder, "rows.json").AsObject();
         var texts = new CaseTexts(Read(Path.Combine(folder, "..", head["base"]?.GetValue<string>() ?? "_base-texts"), "texts.json"));
         var files = Files(folder, head["config"]!["source"]!);
+        // A case may use another family's files: then its api begins with the class.
+        if (Regex.Match(head["api"]?.GetValue<string>() ?? "", @"^transformers\.(\w+Tokenizer)\(") is { Success: true } named)
+            files.Add("tokenizer_config.json", System.Text.Encoding.UTF8.GetBytes($"{{\"tokenizer_class\": \"{named.Groups[1].Value}\"}}")).Remove("special_tokens_map.json");
         var tokenizer = TextTokenizer.Load(files);
         foreach (var (kind, list) in rows)
             Rows(kind, list!.AsArray(), tokenizer, texts);
@@ -81,6 +85,11 @@ public sealed class TokenizerFixtureTests
                         Check(label, row, tokenizer, tokenizer.Encode(text));
                         CheckPlain(label, row, tokenizer, text);
                         CheckDecoded(label, row, tokenizer);
+                        if (row["padded"] is JsonArray padded)
+                        {
+                            int[] cut = tokenizer.Encode(text, null, padded.Count).Ids;
+                            Same(label, "padded", padded, Numbers(cut.Concat(Enumerable.Repeat(tokenizer.PadId, padded.Count - cut.Length))));
+                        }
                         break;
                     case "pairs":
                         var (first, second) = texts.Pair(row["pair"]!);
@@ -120,7 +129,11 @@ public sealed class TokenizerFixtureTests
     {
         Same(label, "ids", row["ids"]!, Numbers(encoding.Ids));
         if (row["tokens"] is JsonNode tokens)
-            Same(label, "tokens", tokens, new JsonArray(encoding.Tokens.Select(token => (JsonNode)token).ToArray()));
+        {
+            // Without offsets they come from a tokenizer that knows ids alone: unknown stretches are the unknown token.
+            var got = row["offsets"] is null ? encoding.Ids.Select(id => tokenizer.TokenOf(id)!) : encoding.Tokens;
+            Same(label, "tokens", tokens, new JsonArray(got.Select(token => (JsonNode)token).ToArray()));
+        }
         if (row["offsets"] is JsonNode offsets)
         {
             Same(label, "offsets", offsets, Spans(encoding.Offsets));
@@ -133,11 +146,6 @@ public sealed class TokenizerFixtureTests
             Same(label, "words", words, Indices(encoding.WordIds));
         if (row["sequence"] is JsonNode sequence)
             Same(label, "sequence", sequence, Indices(encoding.SequenceIds));
-        if (row["padded"] is JsonNode padded)
-        {
-            int width = padded.AsArray().Count;
-            Same(label, "padded", padded, Numbers(encoding.Ids.Take(width).Concat(Enumerable.Repeat(tokenizer.PadId, Math.Max(0, width - encoding.Count)))));
-        }
     }
 
     private void CheckPlain(string label, JsonNode row, TextTokenizer tokenizer, string text)
@@ -231,6 +239,8 @@ public sealed class TokenizerFixtureTests
         if (!files.Names.Any(name => name is "vocab.txt" or "merges.txt" || name.EndsWith(".model", StringComparison.Ordinal)))
             return;
         var route = routes.FirstOrDefault(r => r!["canonical_without_tokenizer_json"]?.GetValue<bool>() == true);
+        if (route is null && !routes.Any(r => r!["by"]!.GetValue<string>().Contains("folder without tokenizer.json", StringComparison.Ordinal)))
+            return;
         var tokenizer = TextTokenizer.Load(files);
         foreach (var row in singles)
         {

@@ -19,7 +19,7 @@ public class TorchSharpAutogradTests
         Check(w.grad!, 2, 4);
         autograd.backward(w * 3, tensor(new[] { 1f, 10f }));
         Check(w.grad!, 5, 34);
-        w.grad!.zero_();
+        w.grad!.fill_(0);
         Check(w.grad!, 0, 0);
         w.grad = null;
         Assert.IsNull(w.grad);

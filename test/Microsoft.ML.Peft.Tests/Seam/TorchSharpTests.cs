@@ -49,7 +49,7 @@ public class TorchSharpTests
         using var scope = NewDisposeScope();
         var a = zeros(3);
         Assert.AreSame(a, a.add_(1));
-        Assert.AreSame(a, a.mul_(2).fill_(3).zero_());
+        Assert.AreSame(a, a.mul_(2).fill_(3).fill_(0));
         Assert.AreSame(a, a.copy_(ones(3)));
         Check(a, 1, 1, 1);
     }

@@ -1,9 +1,11 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Tokenizers;
+
 namespace Microsoft.ML.Peft.Data;
 
 /// <summary>What a BPE model does beside merging.</summary>
-internal sealed record BpeOptions
+internal sealed record BpeRules
 {
     public string? Unknown { get; init; }
 
@@ -18,25 +20,32 @@ internal sealed record BpeOptions
     public bool IgnoreMerges { get; init; }
 }
 
-/// <summary>Byte-pair encoding: characters, of which the pair that stands first in the list of merges is joined, again and again.</summary>
+/// <summary>
+/// Byte-pair encoding: characters, of which the pair that stands first in the list of merges is joined, again and again.
+/// Words of plain models (byte-level ones among them) are merged by <see cref="BpeTokenizer"/>; byte fallback, very long
+/// words, and vocabularies that it refuses, are merged here.
+/// </summary>
 internal sealed class BpeModel : TokenModel
 {
-    private readonly BpeOptions options;
+    private const int LongestMerged = 128;
+    private readonly BpeRules rules;
     private readonly Dictionary<long, (int Rank, int Id)> merges;
+    private readonly BpeTokenizer? merger;
     private readonly WordCache cache = new(15);
     private readonly Dictionary<int, int>[] charIds = [[], [], [], []];
     private readonly int[]? byteIds;
 
-    public BpeModel(Vocabulary vocabulary, IReadOnlyList<(int Left, int Right, int Joined)> merges, BpeOptions options)
+    public BpeModel(Vocabulary vocabulary, IReadOnlyList<(int Left, int Right, int Joined)> merges, BpeRules rules)
         : base(vocabulary)
     {
-        this.options = options;
+        this.rules = rules;
         this.merges = new Dictionary<long, (int, int)>(merges.Count);
         for (int rank = 0; rank < merges.Count; rank++)
             this.merges[Key(merges[rank].Left, merges[rank].Right)] = (rank, merges[rank].Joined);
-        UnknownId = options.Unknown is null ? null : vocabulary.Find(options.Unknown);
+        UnknownId = rules.Unknown is null ? null : vocabulary.Find(rules.Unknown);
         IndexChars();
-        byteIds = options.ByteFallback ? ByteIds(vocabulary) : null;
+        merger = MakeMerger(merges);
+        byteIds = rules.ByteFallback ? ByteIds(vocabulary) : null;
     }
 
     public override int? UnknownId { get; }
@@ -46,8 +55,8 @@ internal sealed class BpeModel : TokenModel
     // Ids of single characters: plain, with the prefix of what continues a word, with the mark of its end, with both.
     private void IndexChars()
     {
-        string prefix = options.Prefix ?? "";
-        string end = options.WordEnd ?? "";
+        string prefix = rules.Prefix ?? "";
+        string end = rules.WordEnd ?? "";
         foreach (var (token, id) in Vocabulary.Pairs)
         {
             for (int form = 0; form < 4; form++)
@@ -74,7 +83,7 @@ internal sealed class BpeModel : TokenModel
     public static BpeModel Read(JsonAt node)
     {
         var vocabulary = Vocabulary.Read(node["vocab"]);
-        var options = new BpeOptions
+        var rules = new BpeRules
         {
             Unknown = node["unk_token"].TextOrNull(),
             Prefix = node["continuing_subword_prefix"].TextOrNull(),
@@ -87,9 +96,9 @@ internal sealed class BpeModel : TokenModel
         foreach (var item in node["merges"].Items())
         {
             var (left, right) = MergePair(item);
-            merges.Add(Merge(vocabulary, left, right, options.Prefix, $"{item.File}: {item.Path}"));
+            merges.Add(Merge(vocabulary, left, right, rules.Prefix, $"{item.File}: {item.Path}"));
         }
-        return new BpeModel(vocabulary, merges, options);
+        return new BpeModel(vocabulary, merges, rules);
     }
 
     // "a b" in older files, ["a", "b"] in newer ones.
@@ -118,7 +127,7 @@ internal sealed class BpeModel : TokenModel
 
     public override void Tokenize(ReadOnlySpan<int> word, List<ModelToken> target)
     {
-        if (options.IgnoreMerges && Vocabulary.Find(AlignedText.ToString(word)) is int whole)
+        if (rules.IgnoreMerges && Vocabulary.Find(AlignedText.ToString(word)) is int whole)
         {
             target.Add(new ModelToken(whole, 0, word.Length));
             return;
@@ -126,11 +135,50 @@ internal sealed class BpeModel : TokenModel
         if (cache.TryGet(word, target))
             return;
         int from = target.Count;
-        var symbols = new BpeSymbols(word.Length);
-        Characters(word, symbols);
-        symbols.Merge(merges);
-        symbols.AddTo(target, word);
+        if (merger is not null && word.Length <= LongestMerged)
+            MergeByPackage(merger, word, target);
+        else
+        {
+            var symbols = new BpeSymbols(word.Length);
+            Characters(word, symbols);
+            symbols.Merge(merges);
+            symbols.AddTo(target, word);
+        }
         cache.Keep(word, target, from);
+    }
+
+    private static void MergeByPackage(BpeTokenizer merger, ReadOnlySpan<int> word, List<ModelToken> target)
+    {
+        Span<char> buffer = stackalloc char[2 * LongestMerged];
+        ReadOnlySpan<char> text = buffer[..AlignedText.WriteChars(word, buffer)];
+        AddTokens(merger.EncodeToTokens(text, out _, considerPreTokenization: false, considerNormalization: false), word, target);
+    }
+
+    // The package reads merges as "a b", and wants every pair and every id once.
+    private BpeTokenizer? MakeMerger(IReadOnlyList<(int Left, int Right, int Joined)> pairs)
+    {
+        if (rules.ByteFallback || merges.Count != pairs.Count || Vocabulary.HasSharedIds || (rules.Unknown is not null && UnknownId is null))
+            return null;
+        var lines = new string[pairs.Count];
+        int prefix = rules.Prefix?.Length ?? 0;
+        for (int i = 0; i < lines.Length; i++)
+        {
+            string left = Vocabulary.Token(pairs[i].Left)!, right = Vocabulary.Token(pairs[i].Right)!;
+            bool plain = left.Length > 0 && right.Length > prefix && !left.Contains(' ') && !right.Contains(' ')
+                && Vocabulary.Token(pairs[i].Joined) == left + right[prefix..];
+            if (!plain)
+                return null;
+            lines[i] = left + " " + right;
+        }
+        return BpeTokenizer.Create(new BpeOptions(Vocabulary.Pairs)
+        {
+            Merges = lines,
+            UnknownToken = rules.Unknown,
+            FuseUnknownTokens = rules.FuseUnknown,
+            // An empty prefix or suffix is none.
+            ContinuingSubwordPrefix = prefix > 0 ? rules.Prefix : null,
+            EndOfWordSuffix = rules.WordEnd is { Length: > 0 } ? rules.WordEnd : null,
+        });
     }
 
     private void Characters(ReadOnlySpan<int> word, BpeSymbols symbols)
@@ -139,7 +187,7 @@ internal sealed class BpeModel : TokenModel
         Span<byte> utf8 = stackalloc byte[4];
         for (int i = 0; i < word.Length; i++)
         {
-            int form = (i > 0 && options.Prefix is { Length: > 0 } ? 1 : 0) | (i == word.Length - 1 && options.WordEnd is { Length: > 0 } ? 2 : 0);
+            int form = (i > 0 && rules.Prefix is { Length: > 0 } ? 1 : 0) | (i == word.Length - 1 && rules.WordEnd is { Length: > 0 } ? 2 : 0);
             if (charIds[form].TryGetValue(word[i], out int id))
             {
                 FlushUnknown(ref unknown, symbols);
@@ -153,9 +201,9 @@ internal sealed class BpeModel : TokenModel
                     symbols.Add(byteIds[utf8[k]], k == n - 1 ? 1 : 0);
                 continue;
             }
-            if (options.Unknown is null)
+            if (rules.Unknown is null)
                 continue;
-            if (!options.FuseUnknown)
+            if (!rules.FuseUnknown)
                 FlushUnknown(ref unknown, symbols);
             unknown++;
         }
@@ -176,96 +224,7 @@ internal sealed class BpeModel : TokenModel
     {
         if (unknown == 0)
             return;
-        symbols.Add(UnknownId ?? throw new InvalidOperationException($"A character is not in the vocabulary, nor is the unknown token '{options.Unknown}'."), unknown);
+        symbols.Add(UnknownId ?? throw new InvalidOperationException($"A character is not in the vocabulary, nor is the unknown token '{rules.Unknown}'."), unknown);
         unknown = 0;
-    }
-}
-
-/// <summary>The symbols of a word while they are merged: a linked list with a queue of what may be joined.</summary>
-internal sealed class BpeSymbols(int capacity)
-{
-    private readonly List<Symbol> symbols = new(capacity);
-
-    private struct Symbol
-    {
-        public int Id;
-        public int Length;
-        public int Previous;
-        public int Next;
-        public bool Gone;
-    }
-
-    /// <summary>Adds a symbol that takes up a number of code points (none for all but the last byte of a character).</summary>
-    public void Add(int id, int length)
-    {
-        int at = symbols.Count;
-        if (at > 0)
-        {
-            var before = symbols[at - 1];
-            before.Next = at;
-            symbols[at - 1] = before;
-        }
-        symbols.Add(new Symbol { Id = id, Length = length, Previous = at - 1, Next = -1 });
-    }
-
-    public void Merge(Dictionary<long, (int Rank, int Id)> merges)
-    {
-        if (symbols.Count < 2)
-            return;
-        var queue = new PriorityQueue<(int At, int Left, int Right, int Joined), (int Rank, int At)>();
-        for (int i = 0; i + 1 < symbols.Count; i++)
-            Offer(i, merges, queue);
-        while (queue.TryDequeue(out var merge, out _))
-        {
-            var left = symbols[merge.At];
-            if (left.Gone || left.Id != merge.Left || left.Next < 0 || symbols[left.Next].Id != merge.Right)
-                continue;
-            Join(merge.At, merge.Joined);
-            if (left.Previous >= 0)
-                Offer(left.Previous, merges, queue);
-            Offer(merge.At, merges, queue);
-        }
-    }
-
-    private void Join(int at, int joined)
-    {
-        var left = symbols[at];
-        int gone = left.Next;
-        var right = symbols[gone];
-        left.Id = joined;
-        left.Length += right.Length;
-        left.Next = right.Next;
-        symbols[at] = left;
-        right.Gone = true;
-        symbols[gone] = right;
-        if (left.Next < 0)
-            return;
-        var after = symbols[left.Next];
-        after.Previous = at;
-        symbols[left.Next] = after;
-    }
-
-    private void Offer(int at, Dictionary<long, (int Rank, int Id)> merges, PriorityQueue<(int At, int Left, int Right, int Joined), (int Rank, int At)> queue)
-    {
-        int next = symbols[at].Next;
-        if (next < 0)
-            return;
-        int left = symbols[at].Id, right = symbols[next].Id;
-        if (merges.TryGetValue(((long)left << 32) | (uint)right, out var merge))
-            queue.Enqueue((at, left, right, merge.Id), (merge.Rank, at));
-    }
-
-    public void AddTo(List<ModelToken> target, ReadOnlySpan<int> word)
-    {
-        int place = 0;
-        for (int i = 0; i >= 0 && i < symbols.Count; i = symbols[i].Next)
-        {
-            var symbol = symbols[i];
-            // A byte that is not its character's last one has that character's span.
-            int to = Math.Min(word.Length, Math.Max(place + symbol.Length, place + 1));
-            int from = Math.Min(place, word.Length - 1);
-            target.Add(new ModelToken(symbol.Id, from, to));
-            place += symbol.Length;
-        }
     }
 }

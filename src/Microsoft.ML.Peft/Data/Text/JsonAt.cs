@@ -39,7 +39,14 @@ internal readonly record struct JsonAt(JsonElement Value, string File, string Pa
                 return new JsonAt(default, File, Join(name));
             if (!IsObject)
                 throw Bad("an object");
-            return new JsonAt(Value.TryGetProperty(name, out var member) ? member : default, File, Join(name));
+            try
+            {
+                return new JsonAt(Value.TryGetProperty(name, out var member) ? member : default, File, Join(name));
+            }
+            catch (InvalidOperationException e)
+            {
+                throw Malformed.In(Where, "a name with broken UTF-16 or UTF-8", "valid text", e);
+            }
         }
     }
 

@@ -82,10 +82,11 @@ internal sealed class UnicodeFormNormalizer(NormalizationForm form) : TextNormal
     public override AlignedText Apply(AlignedText text) => UnicodeForms.Apply(text, form);
 }
 
-/// <summary>Lower-cases character by character, without the final sigma.</summary>
-internal sealed class LowerCaseText : TextNormalizer
+/// <summary>Lower-cases character by character; a sigma that ends a word becomes the final one where that is wanted.</summary>
+internal sealed class LowerCaseText(bool finalSigma) : TextNormalizer
 {
-    public static readonly LowerCaseText Instance = new();
+    /// <summary>Without final sigmas, as tokenizers do.</summary>
+    public static readonly LowerCaseText Instance = new(finalSigma: false);
 
     public override AlignedText Apply(AlignedText text)
     {
@@ -93,11 +94,24 @@ internal sealed class LowerCaseText : TextNormalizer
         for (int i = 0; i < text.Length; i++)
         {
             int c = text.Chars[i];
-            lowered.AddLike(Unicode.ToLower(c), text, i);
+            bool final = finalSigma && c == 0x3A3 && NextCased(text.Span, i, -1) && !NextCased(text.Span, i, 1);
+            lowered.AddLike(final ? 0x3C2 : Unicode.ToLower(c), text, i);
             if (c == 0x130)
                 lowered.AddLike(0x307, text, i);
         }
         return lowered;
+    }
+
+    private static bool NextCased(ReadOnlySpan<int> text, int at, int step)
+    {
+        for (at += step; at >= 0 && at < text.Length; at += step)
+        {
+            if (Unicode.IsCased(text[at]))
+                return true;
+            if (!Unicode.IsCaseIgnorable(text[at]))
+                return false;
+        }
+        return false;
     }
 }
 
@@ -136,14 +150,14 @@ internal sealed class StripNormalizer(bool left, bool right) : TextNormalizer
     }
 }
 
-/// <summary>Puts a text before everything that is not empty; it stands for the first character.</summary>
-internal sealed class PrependNormalizer(string prefix) : TextNormalizer
+/// <summary>Puts a text before every stretch that is not empty, or the first alone; it stands for the first character.</summary>
+internal sealed class PrependNormalizer(string prefix, bool onlyAtStart = false) : TextNormalizer
 {
     private readonly int[] prefix = AlignedText.CodePoints(prefix);
 
     public override AlignedText Apply(AlignedText text)
     {
-        if (text.Length == 0 || prefix.Length == 0)
+        if (text.Length == 0 || prefix.Length == 0 || (onlyAtStart && text.Origin > 0))
             return text;
         var longer = new AlignedText(text.Length + prefix.Length, text.Origin);
         foreach (int c in prefix)

@@ -21,6 +21,12 @@ internal sealed record PostProcessor
     /// <summary>The first blank of a text was put there and counts as none.</summary>
     public bool PrefixSpace { get; init; }
 
+    /// <summary>
+    /// Overflowing windows have the index of their text as type, whatever the template says: the reference sets the
+    /// template's types in the first window alone.
+    /// </summary>
+    public bool OverflowTypesBySequence { get; init; }
+
     public int SpecialCount(bool pair) => (pair ? Pair : Single).Sum(piece => piece.Ids.Length);
 
     public static TemplatePiece[] Special(int id, int typeId = 0) => [new(-1, typeId, [id])];
@@ -71,7 +77,7 @@ internal sealed record PostProcessor
                 continue;
             if (!ReferenceEquals(all.Single, PlainSingle))
                 throw Malformed.In($"{item.File}: {item.Path}", "a second template", "one template at most");
-            all = all with { Single = step.Single, Pair = step.Pair };
+            all = all with { Single = step.Single, Pair = step.Pair, OverflowTypesBySequence = step.OverflowTypesBySequence };
         }
         return all;
     }
@@ -89,7 +95,7 @@ internal sealed record PostProcessor
             special[name] = value["ids"].Items().Select(id => id.Count()).ToArray();
         var single = Pieces(node["single"], special, idOf);
         var pair = Pieces(node["pair"], special, idOf);
-        return new PostProcessor { Single = single, Pair = pair.Length > 0 ? pair : PlainPair };
+        return new PostProcessor { Single = single, Pair = pair.Length > 0 ? pair : PlainPair, OverflowTypesBySequence = true };
     }
 
     private static TemplatePiece[] Pieces(JsonAt list, Dictionary<string, int[]> special, Func<string, int?> idOf)

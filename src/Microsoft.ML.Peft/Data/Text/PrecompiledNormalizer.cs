@@ -143,3 +143,30 @@ internal sealed class PrecompiledNormalizer(CharacterMap map) : TextNormalizer
             changes[^1] = (changes[^1].C, changes[^1].Change - missing);
     }
 }
+
+/// <summary>SentencePiece's own way with its character map: the longest match, from left to right.</summary>
+internal sealed class LongestMatchNormalizer(CharacterMap map) : TextNormalizer
+{
+    public override AlignedText Apply(AlignedText text)
+    {
+        byte[] utf8 = Encoding.UTF8.GetBytes(AlignedText.ToString(text.Span));
+        var changed = new AlignedText(text.Length, text.Origin);
+        Span<byte> one = stackalloc byte[4];
+        int place = 0;
+        for (int i = 0; i < text.Length;)
+        {
+            if (map.Find(utf8.AsSpan(place), longest: true, out int length) is not string replacement)
+            {
+                changed.AddFrom(text, i);
+                place += ByteAlphabet.Encode(text.Chars[i++], one);
+                continue;
+            }
+            int end = place + length, first = i;
+            while (place < end && i < text.Length)
+                place += ByteAlphabet.Encode(text.Chars[i++], one);
+            foreach (int c in AlignedText.CodePoints(replacement))
+                changed.Add(c, text.Starts[first], text.Ends[i - 1]);
+        }
+        return changed;
+    }
+}

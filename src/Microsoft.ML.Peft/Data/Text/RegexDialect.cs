@@ -11,7 +11,7 @@ namespace Microsoft.ML.Peft.Data;
 /// </summary>
 internal sealed class RegexDialect
 {
-    private const string Word = @"\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\u24B6-\u24E9";
+    private const string Word = @"\p{L}\p{M}\p{N}\p{Pc}\u24B6-\u24E9";
     private readonly string source;
     private readonly StringBuilder target = new();
     private readonly Stack<int> groups = new();

@@ -105,8 +105,9 @@ public sealed class TextEncoding
         return starts.ToArray();
     }
 
-    internal static TextEncoding Make(TextTokenizer tokenizer, TemplatePiece[] template, TokenRun[] runs, IReadOnlyList<string>[] sources, bool byWords, bool specials)
+    internal static TextEncoding Make(TextTokenizer tokenizer, PostProcessor post, TokenRun[] runs, IReadOnlyList<string>[] sources, bool byWords, bool specials)
     {
+        var template = runs.Length > 1 ? post.Pair : post.Single;
         int count = 0;
         foreach (var piece in template)
             count += piece.Sequence >= 0 ? runs[piece.Sequence].Count : specials ? piece.Ids.Length : 0;
@@ -115,19 +116,20 @@ public sealed class TextEncoding
         foreach (var piece in template)
         {
             if (piece.Sequence >= 0)
-                encoding.Put(runs[piece.Sequence], piece, ref at);
+                encoding.Put(runs[piece.Sequence], piece, post.OverflowTypesBySequence, ref at);
             else if (specials)
                 encoding.PutSpecial(piece, ref at);
         }
         return encoding;
     }
 
-    private void Put(TokenRun run, TemplatePiece piece, ref int at)
+    private void Put(TokenRun run, TemplatePiece piece, bool overflowTypes, ref int at)
     {
+        int type = overflowTypes && run.Overflows ? piece.Sequence : piece.TypeId;
         for (int i = 0; i < run.Count; i++, at++)
         {
             Ids[at] = run.Ids[i];
-            TypeIds[at] = piece.TypeId;
+            TypeIds[at] = type;
             Offsets[at] = run.Offsets[i];
             WordIds[at] = run.Words[i];
             SequenceIds[at] = piece.Sequence;

@@ -73,6 +73,26 @@ internal sealed class LiteralPattern(string literal) : TextPattern
     }
 }
 
+/// <summary>Runs of word characters, and runs of what is neither that nor blank.</summary>
+internal sealed class WordPattern : TextPattern
+{
+    public override List<(int From, int To)> Matches(ReadOnlySpan<int> text)
+    {
+        var found = new List<(int, int)>();
+        for (int at = 0; at < text.Length;)
+        {
+            int from = at++;
+            if (Unicode.IsWhiteSpace(text[from]))
+                continue;
+            bool word = Unicode.IsWord(text[from]);
+            while (at < text.Length && !Unicode.IsWhiteSpace(text[at]) && Unicode.IsWord(text[at]) == word)
+                at++;
+            found.Add((from, at));
+        }
+        return found;
+    }
+}
+
 /// <summary>
 /// A regular expression over code points. Characters beyond U+FFFF are shown to it as one character of the same category,
 /// so that one place in its input is one code point.
@@ -92,10 +112,17 @@ internal sealed class RegexPattern : TextPattern
         char[] shadow = new char[text.Length];
         for (int i = 0; i < text.Length; i++)
             shadow[i] = text[i] <= 0xFFFF ? (char)text[i] : Double(text[i]);
-        foreach (var match in regex.EnumerateMatches(shadow))
+        try
         {
-            if (match.Length > 0)
-                found.Add((match.Index, match.Index + match.Length));
+            foreach (var match in regex.EnumerateMatches(shadow))
+            {
+                if (match.Length > 0)
+                    found.Add((match.Index, match.Index + match.Length));
+            }
+        }
+        catch (RegexMatchTimeoutException e)
+        {
+            throw new InvalidOperationException($"The tokenizer's pattern '{regex}' took more than {Patience.TotalSeconds:0} s on a text of {text.Length} characters. Shorten the text, or mend the pattern.", e);
         }
         return found;
     }

@@ -46,11 +46,10 @@ public sealed partial class TextTokenizer
             Cut(runs, windows, room, options, overflow);
         }
         var encodings = new List<TextEncoding>();
-        var template = pair ? post.Pair : post.Single;
         foreach (var combination in Combine(windows))
         {
             var parts = post.TrimOffsets ? combination.Select(run => run.Trimmed(TokenOf, post.PrefixSpace)).ToArray() : combination;
-            encodings.Add(TextEncoding.Make(this, template, parts, sources, byWords, options.AddSpecialTokens));
+            encodings.Add(TextEncoding.Make(this, post, parts, sources, byWords, options.AddSpecialTokens));
         }
         return encodings;
     }

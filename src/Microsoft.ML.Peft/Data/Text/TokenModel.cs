@@ -1,5 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Tokenizers;
+
 namespace Microsoft.ML.Peft.Data;
 
 /// <summary>A token of one word: its id and its place in the word, in code points.</summary>
@@ -14,6 +16,19 @@ internal abstract class TokenModel(Vocabulary vocabulary)
     public abstract int? UnknownId { get; }
 
     public abstract void Tokenize(ReadOnlySpan<int> word, List<ModelToken> target);
+
+    /// <summary>Takes over the package's tokens, whose places are UTF-16 code units.</summary>
+    protected static void AddTokens(IReadOnlyList<EncodedToken> tokens, ReadOnlySpan<int> word, List<ModelToken> target)
+    {
+        int at = 0, units = 0;
+        for (int i = 0; i < tokens.Count; i++)
+        {
+            int from = at;
+            for (int end = tokens[i].Offset.End.Value; units < end && at < word.Length; at++)
+                units += word[at] > 0xFFFF ? 2 : 1;
+            target.Add(new ModelToken(tokens[i].Id, from, at));
+        }
+    }
 }
 
 /// <summary>A whole word is one token or unknown.</summary>

@@ -18,6 +18,9 @@ internal sealed class TokenRun
 
     public int Count => Ids.Count;
 
+    /// <summary>Whether this is a window beyond the first.</summary>
+    public bool Overflows { get; private init; }
+
     public void Add(int id, int start, int end, int word, string? surface)
     {
         Ids.Add(id);
@@ -26,8 +29,9 @@ internal sealed class TokenRun
         Surfaces.Add(surface);
     }
 
-    public TokenRun Slice(int from, int to) => from == 0 && to == Count ? this : new TokenRun
+    private TokenRun Slice(int from, int to, bool overflows = false) => new()
     {
+        Overflows = overflows,
         Ids = Ids.GetRange(from, to - from),
         Offsets = Offsets.GetRange(from, to - from),
         Words = Words.GetRange(from, to - from),
@@ -40,7 +44,7 @@ internal sealed class TokenRun
         if (length >= Count)
             return [this];
         if (length == 0)
-            return overflow ? [Slice(0, 0), this] : [Slice(0, 0)];
+            return overflow ? [Slice(0, 0), Slice(0, Count, overflows: true)] : [Slice(0, 0)];
         if (stride >= length)
             throw new ArgumentException($"The stride {stride} must be smaller than the {length} tokens that remain of the text beside the special tokens.", nameof(stride));
         var windows = new List<TokenRun>();
@@ -49,7 +53,7 @@ internal sealed class TokenRun
         {
             int from = side == TextSide.Right ? i : Math.Max(0, Count - i - length);
             int to = side == TextSide.Right ? Math.Min(Count, i + length) : Count - i;
-            windows.Add(Slice(from, to));
+            windows.Add(Slice(from, to, overflows: i > 0));
             if (!overflow || (side == TextSide.Right ? to == Count : from == 0))
                 break;
         }
@@ -79,7 +83,7 @@ internal sealed class TokenRun
                 end = Math.Max(end - after, start);
             trimmed.Add((start, end));
         }
-        return new TokenRun { Ids = Ids, Offsets = trimmed, Words = Words, Surfaces = Surfaces };
+        return new TokenRun { Ids = Ids, Offsets = trimmed, Words = Words, Surfaces = Surfaces, Overflows = Overflows };
     }
 
     private static bool IsBlank(char c) => c == Blank[0] || Unicode.IsWhiteSpace(c);

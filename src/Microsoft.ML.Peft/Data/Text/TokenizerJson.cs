@@ -84,7 +84,7 @@ internal static class TokenizerJson
             case "BertPreTokenizer":
                 return new BertPreTokenizer();
             case "Whitespace":
-                return new SplitPreTokenizer(new RegexPattern(RegexDialect.Translate(@"\w+|[^\w\s]+")), SplitBehavior.Removed, invert: true);
+                return new SplitPreTokenizer(new WordPattern(), SplitBehavior.Removed, invert: true);
             case "WhitespaceSplit":
                 return new SplitPreTokenizer(new CharPattern(Unicode.IsWhiteSpace), SplitBehavior.Removed);
             case "ByteLevel":

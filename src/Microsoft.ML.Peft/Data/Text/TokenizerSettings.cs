@@ -7,6 +7,8 @@ namespace Microsoft.ML.Peft.Data;
 /// <summary>What tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json say together.</summary>
 internal sealed class TokenizerSettings
 {
+    /// <summary>The parts that a special token may play.</summary>
+    public static readonly string[] Parts = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     private readonly JsonAt config;
     private readonly JsonAt special;
     private readonly JsonAt added;
@@ -91,7 +93,7 @@ internal sealed class TokenizerSettings
         return new TokenizerNames
         {
             Unknown = Of("unk_token", "[UNK]", "<unk>"),
-            Pad = Of("pad_token", "[PAD]", "<pad>", "<|pad|>"),
+            Pad = Family == "siglip" ? Of("pad_token", "</s>") : Of("pad_token", "[PAD]", "<pad>", "<|pad|>"),
             Cls = Of("cls_token", "[CLS]", "<s>"),
             Sep = Of("sep_token", "[SEP]", "</s>"),
             Bos = Of("bos_token", "<s>", "<bos>", "<|begin_of_text|>"),

@@ -33,7 +33,7 @@ internal static class Unicode
     public static bool IsMark(int c) =>
         c >= 0x300 && Category(c) is UnicodeCategory.NonSpacingMark or UnicodeCategory.SpacingCombiningMark or UnicodeCategory.EnclosingMark;
 
-    /// <summary>What \w means to Unicode: alphabetic, marks, decimal digits, connectors.</summary>
+    /// <summary>What \w means to Unicode: alphabetic, marks, decimal digits, connectors, joiners.</summary>
     public static bool IsWord(int c)
     {
         if (c < 0x80)
@@ -44,6 +44,7 @@ internal static class Unicode
             UnicodeCategory.NonSpacingMark or UnicodeCategory.SpacingCombiningMark or UnicodeCategory.EnclosingMark => true,
             UnicodeCategory.DecimalDigitNumber or UnicodeCategory.LetterNumber or UnicodeCategory.ConnectorPunctuation => true,
             UnicodeCategory.OtherSymbol => IsAlphabeticSymbol(c),
+            UnicodeCategory.Format => c is 0x200C or 0x200D,
             _ => false,
         };
     }
@@ -65,6 +66,15 @@ internal static class Unicode
         c >= 0x3400 && c is (>= 0x4E00 and <= 0x9FFF) or (>= 0x3400 and <= 0x4DBF) or (>= 0xF900 and <= 0xFAFF)
             or (>= 0x20000 and <= 0x2A6DF) or (>= 0x2A700 and <= 0x2B73F) or (>= 0x2B740 and <= 0x2B81F)
             or (>= 0x2B920 and <= 0x2CEAF) or (>= 0x2F800 and <= 0x2FA1F);
+
+    public static bool IsCased(int c) =>
+        Category(c) is UnicodeCategory.UppercaseLetter or UnicodeCategory.LowercaseLetter or UnicodeCategory.TitlecaseLetter;
+
+    /// <summary>What may stand inside a word without ending it: marks, modifiers, format characters, apostrophes, points.</summary>
+    public static bool IsCaseIgnorable(int c) =>
+        c is '\'' or '.' or ':' or 0xB7 or 0x2018 or 0x2019 or 0x2024 or 0x2027
+        || Category(c) is UnicodeCategory.NonSpacingMark or UnicodeCategory.EnclosingMark or UnicodeCategory.Format
+            or UnicodeCategory.ModifierLetter or UnicodeCategory.ModifierSymbol;
 
     /// <summary>Lower case of one character alone; U+0130 alone gives two, i and U+0307, which the caller adds.</summary>
     public static int ToLower(int c)

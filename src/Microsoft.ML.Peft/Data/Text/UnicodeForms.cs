@@ -33,12 +33,19 @@ internal static class UnicodeForms
     {
         // Everything below these is in the form already.
         int safe = form switch { NormalizationForm.FormC => 0x300, NormalizationForm.FormD => 0xC0, _ => 0xA0 };
+        bool all = true;
         foreach (int c in text)
+            all &= c < safe;
+        if (all)
+            return true;
+        try
         {
-            if (c >= safe)
-                return false;
+            return AlignedText.ToString(text).IsNormalized(form);
         }
-        return true;
+        catch (ArgumentException)
+        {
+            return false;
+        }
     }
 
     // Characters below U+0300 never join what stands before them, so a run from one of those to the next is closed.
@@ -75,7 +82,8 @@ internal static class UnicodeForms
             return parts;
         for (int i = 0; i < ordered.Length; i++)
         {
-            int at = parts.FindIndex(i, part => part.C == ordered[i]);
+            int c = ordered[i];
+            int at = parts[i].C == c ? i : parts.FindIndex(i, part => part.C == c);
             if (at <= i)
                 continue;
             var moved = parts[at];
@@ -88,20 +96,37 @@ internal static class UnicodeForms
     // A composed character swallows its parts: it replaces one character of the source for each part that replaced one.
     private static void Compose(ref Rewriter rewriter, List<(int C, int Change)> parts, int[] composed)
     {
+        var used = new bool[parts.Count];
+        int head = 0;
         foreach (int c in composed)
         {
-            int[] needed = Decomposition(c, compatible: false);
             int change = 0;
-            for (int i = 0; i < needed.Length; i++)
+            bool first = true;
+            foreach (int part in Decomposition(c, compatible: false))
             {
-                int at = parts.FindIndex(part => part.C == needed[i]);
+                int at = Unused(parts, used, head, part);
                 if (at < 0)
                     continue;
-                change = i == 0 ? parts[at].Change : change + parts[at].Change - 1;
-                parts.RemoveAt(at);
+                change = first ? parts[at].Change : change + parts[at].Change - 1;
+                first = false;
+                used[at] = true;
+                while (head < used.Length && used[head])
+                    head++;
             }
             rewriter.Put(c, change);
         }
+    }
+
+    // What belongs together stands close together.
+    private static int Unused(List<(int C, int Change)> parts, bool[] used, int head, int c)
+    {
+        const int Reach = 256;
+        for (int at = head; at < parts.Count && at < head + Reach; at++)
+        {
+            if (!used[at] && parts[at].C == c)
+                return at;
+        }
+        return -1;
     }
 
     private static int[] Decomposition(int c, bool compatible) =>

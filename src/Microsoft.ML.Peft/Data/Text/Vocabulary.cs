@@ -23,6 +23,12 @@ internal sealed class Vocabulary
 
     public int MaxId { get; private set; } = -1;
 
+    /// <summary>Length of the longest token, in UTF-16 code units.</summary>
+    public int LongestToken { get; private set; }
+
+    /// <summary>Whether some id has several tokens.</summary>
+    public bool HasSharedIds => tokens.Count != ids.Count;
+
     public IEnumerable<KeyValuePair<string, int>> Pairs => ids;
 
     public static Vocabulary Read(JsonAt node)
@@ -45,6 +51,7 @@ internal sealed class Vocabulary
         ids[token] = id;
         tokens[id] = token;
         MaxId = Math.Max(MaxId, id);
+        LongestToken = Math.Max(LongestToken, token.Length);
     }
 
     public int? Find(string token) => ids.TryGetValue(token, out int id) ? id : null;

@@ -48,7 +48,7 @@ internal sealed class WordPieceModel : TokenModel
     // The package reads one token a line; a vocabulary that cannot be written so is searched here.
     private WordPieceTokenizer? MakeMatcher(Vocabulary vocabulary, string unknown)
     {
-        if (vocabulary.MaxId > (vocabulary.Count * 2) + 1000 || longestWord > 10_000)
+        if (vocabulary.MaxId > (vocabulary.Count * 2) + 1000 || longestWord > 1000)
             return null;
         var lines = new string[vocabulary.MaxId + 1];
         foreach (var (token, id) in vocabulary.Pairs)
@@ -74,14 +74,7 @@ internal sealed class WordPieceModel : TokenModel
         Span<char> buffer = stackalloc char[256];
         int length = AlignedText.WriteChars(word, buffer);
         ReadOnlySpan<char> text = length < 0 ? AlignedText.ToString(word) : buffer[..length];
-        int at = 0, units = 0;
-        foreach (var token in matcher!.EncodeToTokens(text, out _, considerPreTokenization: false, considerNormalization: false))
-        {
-            int from = at;
-            for (int end = token.Offset.End.Value; units < end; at++)
-                units += word[at] > 0xFFFF ? 2 : 1;
-            target.Add(new ModelToken(token.Id, from, at));
-        }
+        AddTokens(matcher!.EncodeToTokens(text, out _, considerPreTokenization: false, considerNormalization: false), word, target);
     }
 
     private void Search(ReadOnlySpan<int> word, List<ModelToken> target)
@@ -90,7 +83,7 @@ internal sealed class WordPieceModel : TokenModel
         int from = 0;
         while (from < word.Length)
         {
-            int to = word.Length;
+            int to = Math.Min(word.Length, from + Vocabulary.LongestToken);
             int? id = null;
             for (; to > from && id is null; to--)
                 id = Vocabulary.Find((from > 0 ? prefix : "") + AlignedText.ToString(word[from..to]));

@@ -1,0 +1,215 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Serialization;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Methods;
+
+/// <summary>Which biases are trained beside the low-rank factors.</summary>
+public enum BiasMode
+{
+    /// <summary>None.</summary>
+    None,
+    /// <summary>Every bias of the backbone, norms included.</summary>
+    All,
+    /// <summary>The biases of the adapted modules.</summary>
+    LoraOnly,
+}
+
+/// <summary>LoRA-FA (Zhang et al. 2023, arXiv 2308.03303): the first factor stays as it was drawn.</summary>
+public enum LoraFaMode
+{
+    /// <summary>Both factors are trained.</summary>
+    Off,
+    /// <summary>A is frozen.</summary>
+    Freeze,
+    /// <summary>A is frozen, and B's gradient is projected so that the step on B follows full fine-tuning's: <c>g ← g (A Aᵀ)⁺ / s²</c>.</summary>
+    Project,
+}
+
+/// <summary>
+/// LoRA (Hu et al. 2022, arXiv 2106.09685): <c>y = W x + b + s · B A drop(x)</c>, A <c>[r, in]</c>, B <c>[out, r]</c>, s = α/r.
+/// A fresh B is 0, so the output starts as the base model's. Trained numbers a site: r (in + out). Merging: W + s B A.
+/// Options turn it into rsLoRA (2312.03732), DoRA (2402.09353), PiSSA (2404.02948), OLoRA (2406.01775), LoRA+ (2402.12354)
+/// and LoRA-FA (2308.03303); they combine.
+/// </summary>
+public sealed partial class LoraOptions : TargetedMethod
+{
+    /// <summary>Rank r of the update, 1 to 4096; higher learns more and costs more. May be changed by <see cref="RankPattern"/>.</summary>
+    public int Rank { get; set; } = 8;
+
+    /// <summary>α: the update is scaled by α/r. Above 0.</summary>
+    public double Alpha { get; set; } = 16;
+
+    /// <summary>Share of the entries of x, in [0, 1), that the update does not see while training.</summary>
+    public double Dropout { get; set; } = 0.05;
+
+    /// <summary>True to scale by α/√r (rsLoRA), so that large ranks keep learning.</summary>
+    public bool UseRsLora { get; set; }
+
+    /// <summary>True to train the length of each row of the weight apart from its direction (DoRA).</summary>
+    public bool UseDora { get; set; }
+
+    /// <summary>Which biases are trained too.</summary>
+    public BiasMode BiasMode { get; set; }
+
+    /// <summary>True to give B a trained bias of its own.</summary>
+    public bool LoraBias { get; set; }
+
+    /// <summary>
+    /// Initial values: <c>default</c> (A uniform, B 0), <c>gaussian</c> (A normal, B 0), <c>orthogonal</c>, <c>pissa</c>,
+    /// <c>pissa_niter_4</c> (with 4 rounds of a randomised decomposition), <c>olora</c>, or <c>false</c> (A and B uniform: the
+    /// output does not start as the base model's; for tests).
+    /// </summary>
+    public string Init { get; set; } = "default";
+
+    /// <summary>Other ranks for some modules: regular expressions of the path's end, first match wins.</summary>
+    public OrderedDictionary<string, int> RankPattern { get; set; } = [];
+
+    /// <summary>Other α for some modules: regular expressions of the path's end, first match wins.</summary>
+    public OrderedDictionary<string, double> AlphaPattern { get; set; } = [];
+
+    /// <summary>LoRA+: B (and all biases and magnitudes) learn at this multiple of the rate, 1 or more, usually 16; null for one rate.</summary>
+    public double? LoraPlusRatio { get; set; }
+
+    /// <summary>LoRA+: learning rate of the factors at embedding tables, whatever the run's rate is.</summary>
+    public double LoraPlusEmbeddingRate { get; set; } = 1e-6;
+
+    /// <summary>LoRA-FA: whether A is trained.</summary>
+    public LoraFaMode LoraFa { get; set; }
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Id => "lora";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Family => "low rank";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override bool Mergeable => true;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override bool ExactAtStart => LoraInit.Parse(Init).Exact;
+
+    /// <inheritdoc/>
+    public override void Validate()
+    {
+        base.Validate();
+        if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
+        if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
+        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        if (!Enum.IsDefined(BiasMode)) throw Invalid(nameof(BiasMode), BiasMode, string.Join(", ", Enum.GetNames<BiasMode>()));
+        if (!Enum.IsDefined(LoraFa)) throw Invalid(nameof(LoraFa), LoraFa, string.Join(", ", Enum.GetNames<LoraFaMode>()));
+        if (LoraPlusRatio is { } ratio && !(ratio >= 1 && double.IsFinite(ratio))) throw Invalid(nameof(LoraPlusRatio), ratio, "null, or 1 or more");
+        if (!(LoraPlusEmbeddingRate > 0)) throw Invalid(nameof(LoraPlusEmbeddingRate), LoraPlusEmbeddingRate, "above 0");
+        LoraInit init = LoraInit.Parse(Init);
+        if (LoraBias && UseDora) throw Invalid(nameof(LoraBias), LoraBias, "false with UseDora");
+        if (LoraBias && !init.Plain) throw Invalid(nameof(LoraBias), LoraBias, $"false with Init = '{Init}'");
+        if (init.NeedsEvenRank && Rank % 2 != 0) throw Invalid(nameof(Rank), Rank, $"an even number with Init = '{Init}'");
+        foreach ((string key, int rank) in RankPattern)
+            if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
+        foreach ((string key, double alpha) in AlphaPattern)
+            if (!(alpha > 0) || !double.IsFinite(alpha)) throw Invalid($"{nameof(AlphaPattern)}['{key}']", alpha, "a finite number above 0");
+    }
+
+    /// <summary>Rank of a site.</summary>
+    /// <param name="path">Full module path.</param>
+    public int RankAt(string path) => TargetMatcher.FirstKey(RankPattern.Keys, path) is { } key ? RankPattern[key] : Rank;
+
+    /// <summary>α of a site.</summary>
+    /// <param name="path">Full module path.</param>
+    public double AlphaAt(string path) => TargetMatcher.FirstKey(AlphaPattern.Keys, path) is { } key ? AlphaPattern[key] : Alpha;
+
+    /// <summary>Scaling s of a site: its α over its rank, or over the root of its rank (rsLoRA).</summary>
+    /// <param name="path">Full module path.</param>
+    public double ScaleAt(string path) => AlphaAt(path) / (UseRsLora ? Math.Sqrt(RankAt(path)) : RankAt(path));
+
+    /// <inheritdoc/>
+    protected override bool Adapts(WeightSite site) => site is Projection || site is Embedding;
+
+    /// <inheritdoc/>
+    public override long CountTrainable(Backbone backbone)
+    {
+        IReadOnlyList<WeightSite> sites = SelectSites(backbone), whole = SavedWhole(backbone);
+        long count = whole.Sum(TrainedCopies.Count);
+        foreach (WeightSite site in sites)
+        {
+            long rows = site.Weight.shape[0], columns = site.Weight.shape[1], rank = RankAt(backbone.PathOf(site));
+            bool table = site is Embedding;
+            long wide = table ? columns : rows;                              // the axis that B writes
+            count += rank * wide;
+            if (LoraFa == LoraFaMode.Off) count += rank * (rows + columns - wide);
+            if (UseDora) count += wide;
+            if (LoraBias && !table) count += wide;
+            if (BiasMode == BiasMode.LoraOnly) count += site.Bias?.numel() ?? 0;
+        }
+        if (BiasMode == BiasMode.All) count += backbone.Sites.OfType<WeightSite>().Except(whole).Sum(s => s.Bias?.numel() ?? 0);
+        return count;
+    }
+
+    /// <inheritdoc/>
+    public override PeftAdaptation Attach(Backbone backbone, long seed)
+    {
+        Validate();
+        IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        var adaptation = new LoraAdaptation(this, backbone);
+        try
+        {
+            foreach (WeightSite site in sites) AddSite(adaptation, site, seed);
+            foreach (WeightSite site in SavedWhole(backbone)) TrainedCopies.Whole(adaptation, site);
+            if (BiasMode == BiasMode.All)
+                foreach (WeightSite site in backbone.Sites.OfType<WeightSite>())
+                    if (site.Bias is not null && !adaptation.Patches.ContainsKey(site))
+                        adaptation.Attach(site, new BiasPatch(TrainedCopies.Bias(adaptation, site)));
+            adaptation.SetRates();
+            return adaptation;
+        }
+        catch
+        {
+            adaptation.Dispose();
+            throw;
+        }
+    }
+
+    private void AddSite(LoraAdaptation adaptation, WeightSite site, long seed)
+    {
+        Backbone backbone = adaptation.Backbone;
+        string path = backbone.PathOf(site);
+        bool table = site is Embedding;
+        long rank = RankAt(path), rows = site.Weight.shape[0], columns = site.Weight.shape[1];
+        (long wide, long narrow) = table ? (columns, rows) : (rows, columns);
+        double scale = ScaleAt(path);
+        LoraInit init = LoraInit.Parse(Init);
+        string nameA = table ? $"{path}.lora_embedding_A" : $"{path}.lora_A.weight";
+        string nameB = table ? $"{path}.lora_embedding_B" : $"{path}.lora_B.weight";
+        (Tensor a, Tensor b) = table
+            ? (zeros([rank, narrow]), new Draws(seed, nameB).Normal(1, wide, rank))
+            : init.Draw(site.Weight, (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
+
+        NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
+        NamedParameter AddStart(string name, Tensor value) =>
+            adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false });
+        var factors = new LoraFactors
+        {
+            Site = site,
+            A = Add(nameA, a, LoraFa == LoraFaMode.Off),
+            B = Add(nameB, b),
+            Scale = scale,
+            Dropout = Dropout,
+            BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,
+            Start = init.ChangesBase && !table
+                ? (AddStart($"{path}.lora_A0", a), AddStart($"{path}.lora_B0", b))
+                : null,
+            Bias = BiasMode != BiasMode.None && site.Bias is not null ? TrainedCopies.Bias(adaptation, site, "base_layer.") : null,
+        };
+        if (UseDora) factors.Magnitude = Add($"{path}.lora_magnitude_vector", factors.Lengths(site.Weight));
+        adaptation.Attach(factors);
+    }
+}

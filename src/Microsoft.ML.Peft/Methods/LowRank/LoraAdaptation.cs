@@ -1,0 +1,121 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Methods;
+
+/// <summary>What LoRA keeps for one site.</summary>
+internal sealed class LoraFactors
+{
+    public required WeightSite Site { get; init; }
+
+    /// <summary><c>[rank, in]</c>; at a table <c>[rank, rows]</c>.</summary>
+    public required NamedParameter A { get; init; }
+
+    /// <summary><c>[out, rank]</c>; at a table <c>[width, rank]</c>.</summary>
+    public required NamedParameter B { get; init; }
+
+    public required double Scale { get; init; }
+
+    public required double Dropout { get; init; }
+
+    /// <summary>Bias of the second factor, or null.</summary>
+    public NamedParameter? BiasB { get; init; }
+
+    /// <summary>Trained bias in the frozen one's place, or null.</summary>
+    public NamedParameter? Bias { get; init; }
+
+    /// <summary>DoRA's lengths <c>[out]</c>; at a table <c>[width]</c>.</summary>
+    public NamedParameter? Magnitude { get; set; }
+
+    /// <summary>
+    /// The factors at the start, where they hold a part of the weight (PiSSA, OLoRA). The papers take that part out of the
+    /// frozen weight; here it is a second term with the opposite sign, so that the frozen weight stays as it is.
+    /// </summary>
+    public (NamedParameter A, NamedParameter B)? Start { get; init; }
+
+    public LowRankTerm Term => new(A.Value, B.Value, Scale, BiasB?.Value, Dropout);
+
+    public LowRankTerm? StartTerm => Start is { } start ? new LowRankTerm(start.A.Value, start.B.Value, -Scale) : null;
+
+    /// <summary>The change of the logical weight, all terms together.</summary>
+    public Tensor Delta()
+    {
+        Tensor delta = Term.Delta();
+        if (StartTerm is { } start) delta = delta + start.Delta();
+        return Site is Embedding ? delta.t() : delta;
+    }
+
+    /// <summary>Lengths of the rows (at a table: columns) of the changed weight, in float32, without a gradient.</summary>
+    public Tensor Lengths(Tensor weight)
+    {
+        using var off = no_grad();
+        Tensor changed = weight.to_type(ScalarType.Float32) + Delta().to_type(ScalarType.Float32);
+        return changed.norm(Site is Embedding ? 0 : 1).detach();
+    }
+}
+
+/// <summary>An attached LoRA: its factors, and the training hooks of LoRA+ and LoRA-FA.</summary>
+internal sealed class LoraAdaptation : PeftAdaptation
+{
+    private readonly List<LoraFactors> _factors = [];
+
+    public LoraAdaptation(LoraOptions method, Backbone backbone) : base(method, backbone)
+    {
+    }
+
+    public LoraOptions Options => (LoraOptions)Method;
+
+    public IReadOnlyList<LoraFactors> Factors => _factors;
+
+    public void Attach(LoraFactors factors)
+    {
+        _factors.Add(factors);
+        Attach(factors.Site, factors switch
+        {
+            { Site: Embedding } => new LoraTablePatch(factors),
+            { Magnitude: not null } => new DoraPatch(factors),
+            _ => new LoraPatch(factors),
+        });
+    }
+
+    /// <summary>
+    /// LoRA+: A and other matrices learn at the run's rate; B and every vector at a multiple of it; factors at tables at a rate
+    /// of their own; nothing that is called a bias decays.
+    /// </summary>
+    public void SetRates()
+    {
+        if (Options.LoraPlusRatio is null) return;
+        foreach (NamedParameter parameter in Parameters) SetRate(parameter);
+    }
+
+    public override void Attached(Head head)
+    {
+        if (Options.LoraPlusRatio is null) return;
+        foreach (NamedParameter parameter in head.Parameters) SetRate(parameter);
+    }
+
+    private void SetRate(NamedParameter parameter)
+    {
+        string name = parameter.Name;
+        parameter.Decay = !name.Contains("bias", StringComparison.Ordinal);
+        if (name.Contains("lora_embedding_", StringComparison.Ordinal)) parameter.OwnRate = Options.LoraPlusEmbeddingRate;
+        else if (name.Contains("lora_B", StringComparison.Ordinal) || parameter.Value.dim() == 1) parameter.RateFactor = Options.LoraPlusRatio!.Value;
+    }
+
+    public override void BeforeStep(long step)
+    {
+        if (Options.LoraFa != LoraFaMode.Project) return;
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        foreach (LoraFactors factors in _factors)
+        {
+            if (factors.B.Value.grad is not { } gradient) continue;
+            Tensor a = factors.A.Value;
+            Tensor gram = a.matmul(a.t()) + eye(a.shape[0], dtype: a.dtype, device: a.device) * 1e-8;
+            gradient.copy_(gradient.matmul(linalg.pinv(gram)) * (1 / (factors.Scale * factors.Scale)));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Methods;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tests.Methods;
+
+/// <summary>One case of hf-peft with one adapter, compared in everything that it records.</summary>
+internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
+{
+    private double Tolerance(string kind) => (double)fixture.Json["tolerance"]![kind]!;
+
+    public void Run()
+    {
+        using TinyBase tiny = HfBases.Load(fixture);
+        using AdapterFolder file = AdapterFolder.Open(fixture.PathOf("adapter"));
+        var batch = new FixtureBatch(fixture);
+        Head? head = AdapterConfig.Get<string?>(file.Config, "task_type", null) == "FEATURE_EXTRACTION" ? null : tiny.Head;
+
+        using (no_grad())
+        {
+            deviations.Add("base logits", fixture.Name, batch.Forward(tiny.Backbone, head, new Pass()).Logits, fixture["logits_base"], Tolerance("logits"));
+            Fresh(tiny, head, file, batch);
+        }
+
+        using PeftAdaptation adaptation = file.Attach(tiny.Backbone, head);
+        GiveRandomStart(adaptation, file);
+        CompareTrainable(adaptation, head, tiny.Backbone);
+        CompareFiles(adaptation, head, file);
+        using (no_grad())
+        {
+            (Tensor logits, Tensor hidden) = batch.Forward(tiny.Backbone, head, new Pass(adaptation.Table()));
+            deviations.Add("logits", fixture.Name, logits, fixture["logits"], Tolerance("logits"));
+            if (fixture.Has("hidden")) deviations.Add("hidden", fixture.Name, hidden, fixture["hidden"], Tolerance("logits"));
+            Merged(adaptation, tiny, head, batch);
+        }
+        Assert.IsTrue(adaptation.Parameters.Sum(p => p.Value.numel()) > 0);
+        var optimizer = new PlainAdamW(0.01, 0);
+        Train(fixture, deviations, adaptation, tiny, optimizer, Tolerance("losses"), head);
+        HfBases.CompareValues(fixture, deviations, "after/", adaptation, tiny, Tolerance("after"));
+
+        // Detached, the base is what it was; the case's disabled output is that of the reference, which is not always the base.
+        tiny.ResetHead();
+        using (no_grad())
+        {
+            Tensor off = batch.Forward(tiny.Backbone, head, new Pass()).Logits;
+            deviations.Add("detached logits", fixture.Name, off, fixture["logits_base"], Tolerance("logits"));
+            if ((double?)fixture.Json["disabled_equals_base_max_abs_diff"] < 1e-5)
+                deviations.Add("disabled logits", fixture.Name, off, fixture["logits_disabled"], Tolerance("logits"));
+        }
+    }
+
+    private void Fresh(TinyBase tiny, Head? head, AdapterFolder file, FixtureBatch batch)
+    {
+        using PeftAdaptation fresh = file.Method.Attach(tiny.Backbone, seed: 7);
+        Tensor logits = batch.Forward(tiny.Backbone, head, new Pass(fresh.Table())).Logits;
+        double promised = file.Method is LoraOptions { Init: "default" or "gaussian" } ? 1e-6 : 1e-4;
+        if (file.Method.ExactAtStart) deviations.Add("fresh logits", fixture.Name, logits, batch.Forward(tiny.Backbone, head, new Pass()).Logits, promised);
+        if (file.Method.CountTrainable(tiny.Backbone) != fresh.TrainableCount)
+            deviations.Fail($"{fixture.Name}: the formula says {file.Method.CountTrainable(tiny.Backbone)} trained numbers, there are {fresh.TrainableCount}");
+        foreach ((string key, JsonNode? stats) in fixture.Json["init"]!["parameters"]!.AsObject())
+        {
+            if (HfBases.Find(key, fresh, tiny) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for the initial values of {key}");
+            else if (!tiny.Head?.Parameters.Contains(parameter) ?? true) CompareStart(parameter, stats!.AsObject(), key, file);
+        }
+    }
+
+    // Random values have other numbers here; their spread must be the same.
+    private void CompareStart(NamedParameter parameter, JsonObject stats, string key, AdapterFolder file)
+    {
+        Tensor value = parameter.Value.detach();
+        if ((double?)stats["constant"] is { } constant)
+        {
+            deviations.Add("constant start", $"{fixture.Name} {key}", value, full_like(value, constant), 1e-6);
+            return;
+        }
+        double spread = value.std().item<float>(), expected = (double)stats["std"]!;
+        // Values that are computed from the base are the same up to signs; the spread of n random ones is known to about 1/√(2n).
+        if (file.Config["init_lora_weights"] is JsonValue init && init.TryGetValue(out string? data) && data == "eva") return;   // made of data
+        bool random = key.Contains("lora_A", StringComparison.Ordinal) || key.Contains("embedding", StringComparison.Ordinal) || file.Method is not LoraOptions { Init: "pissa" or "olora" };
+        deviations.Add("spread of the start", $"{fixture.Name} {key}", Math.Abs(spread / expected - 1), random ? 4 / Math.Sqrt(value.numel()) : 0.05);
+    }
+
+    // A start by random numbers cannot be repeated: its factors are taken from the case.
+    private void GiveRandomStart(PeftAdaptation adaptation, AdapterFolder file)
+    {
+        if (file.Method is not LoraOptions { Init: var init } || !init.StartsWith("pissa_niter_", StringComparison.Ordinal)) return;
+        foreach ((string key, Tensor value) in fixture.Under("init/base_model.model."))
+            if (key.Contains(".lora_", StringComparison.Ordinal))
+                adaptation.Find(key.Replace("lora_A.weight", "lora_A0").Replace("lora_B.weight", "lora_B0"))!.Load(value);
+    }
+
+    private void CompareTrainable(PeftAdaptation adaptation, Head? head, Backbone backbone)
+    {
+        bool bare = head is null;
+        string Key(NamedParameter p) => "base_model.model." + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
+        Dictionary<string, long[]> ours = adaptation.Parameters.Concat(head?.Parameters ?? []).Where(p => p.Trainable).ToDictionary(Key, p => p.Value.shape);
+        if (AdapterConfig.Get<string?>(JsonNode.Parse(File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json")))!.AsObject(), "task_type", null) is null)
+            foreach (NamedParameter p in head?.Parameters ?? []) ours.Remove(Key(p));
+        long count = 0;
+        foreach (JsonNode? entry in fixture.Json["trainable"]!.AsArray())
+        {
+            string name = ((string)entry![0]!).Replace(".modules_to_save.default", "", StringComparison.Ordinal).Replace(".default", "", StringComparison.Ordinal);
+            if (name.EndsWith(".lora_magnitude_vector.weight", StringComparison.Ordinal)) name = name[..^".weight".Length];
+            long[] shape = [.. entry[1]!.AsArray().Select(n => (long)n!)];
+            count += shape.Aggregate(1L, (a, b) => a * b);
+            if (!ours.Remove(name, out long[]? found)) deviations.Fail($"{fixture.Name}: {name} should be trained");
+            else if (!found.SequenceEqual(shape)) deviations.Fail($"{fixture.Name}: {name} has shape [{string.Join(", ", found)}], expected [{string.Join(", ", shape)}]");
+        }
+        if (ours.Count > 0) deviations.Fail($"{fixture.Name}: trained here only: {string.Join(", ", ours.Keys)}");
+        if (count != (long)fixture.Json["trainable_parameters"]!) deviations.Fail($"{fixture.Name}: count of the trained numbers");
+    }
+
+    private void CompareFiles(PeftAdaptation adaptation, Head? head, AdapterFolder file)
+    {
+        bool withHead = file.Names.Any(n => head?.Parameters.Any(p => n == "base_model.model." + p.Name) == true);
+        var options = new AdapterSaveOptions { KeepInitialisation = true, LoadedFrom = file.Config };
+        string once = HfBases.Temporary(), twice = HfBases.Temporary();
+        AdapterFolder.Save(once, adaptation, withHead ? head : null, options);
+        string expectedConfig = File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json"));
+        if (File.ReadAllText(Path.Combine(once, "adapter_config.json")) != expectedConfig) deviations.Fail($"{fixture.Name}: saved adapter_config.json differs from the loaded one");
+        using AdapterFolder again = AdapterFolder.Open(once);
+        string[] expected = [.. file.Names.Where(n => !n.Contains(".original_module.", StringComparison.Ordinal) && !n.Contains(".modules_to_save.", StringComparison.Ordinal))];
+        if (!again.Names.SequenceEqual(expected))
+            deviations.Fail($"{fixture.Name}: keys differ: {string.Join(", ", again.Names.Except(expected).Concat(expected.Except(again.Names)))}");
+        if (expected.Length == file.Names.Count && !File.ReadAllBytes(Path.Combine(once, "adapter_model.safetensors")).AsSpan()
+            .SequenceEqual(File.ReadAllBytes(fixture.PathOf("adapter", "adapter_model.safetensors"))))
+            deviations.Fail($"{fixture.Name}: saved adapter_model.safetensors differs from the loaded one");
+        using PeftAdaptation reloaded = again.Attach(adaptation.Backbone, withHead ? head : null);
+        AdapterFolder.Save(twice, reloaded, withHead ? head : null, new AdapterSaveOptions { KeepInitialisation = true, LoadedFrom = again.Config });
+        foreach (string name in (string[])["adapter_config.json", "adapter_model.safetensors"])
+            if (!File.ReadAllBytes(Path.Combine(once, name)).AsSpan().SequenceEqual(File.ReadAllBytes(Path.Combine(twice, name))))
+                deviations.Fail($"{fixture.Name}: {name} is not stable over saving and loading");
+
+        // A configuration of our own says the same, field by field.
+        var own = new JsonObject();
+        adaptation.Method.WriteHuggingFace(own, adaptation.Backbone);
+        foreach ((string field, JsonNode? value) in own)
+            if (field is not "modules_to_save" && !HfBases.Same(value, file.Config[field]) && !AboutTheStart(field, file))
+                deviations.Fail($"{fixture.Name}: our field {field} is {value?.ToJsonString()}, expected {file.Config[field]?.ToJsonString()}");
+    }
+
+    // A start that only mattered when the adapter was fresh is not carried on.
+    private static bool AboutTheStart(string field, AdapterFolder file) =>
+        (field is "init_lora_weights" or "eva_config" && (string?)file.Config["init_lora_weights"] == "eva")
+        || (field is "layers_pattern" or "layers_to_transform" && HfBases.Same(file.Config[field] is JsonArray { Count: 1 } one ? one[0] : file.Config[field], null));
+
+    private void Merged(PeftAdaptation adaptation, TinyBase tiny, Head? head, FixtureBatch batch)
+    {
+        if (fixture.Json["merge"] is not JsonObject { } merge || !(bool)merge["supported"]!) return;
+        using Backbone folded = Merging.Merge(adaptation);
+        deviations.Add("merged logits", fixture.Name, batch.Forward(folded, head, new Pass()).Logits, fixture["logits_merged"], Tolerance("logits"));
+        foreach ((string name, Tensor expected) in fixture.Under("merged/"))
+        {
+            bool bias = name.EndsWith(".bias", StringComparison.Ordinal);
+            var site = (WeightSite?)folded.FindSite(name[..name.LastIndexOf('.')]);
+            if (site is null) deviations.Fail($"{fixture.Name}: no site for merged/{name}");
+            else deviations.Add("merged weight", $"{fixture.Name} {name}", bias ? site.Bias! : site.Weight, expected, Tolerance("merged"));
+        }
+    }
+
+    /// <summary>Eight steps on the batch of the case, with the losses before each and after the last, and the first gradients.</summary>
+    public static void Train(Fixture fixture, Deviations deviations, PeftAdaptation adaptation, TinyBase tiny, PlainAdamW optimizer, double tolerance, Head? head)
+    {
+        bool headTrained = head is not null && fixture.Names.Any(n => head.Parameters.Any(p => n == "after/base_model.model." + p.Name));
+        NamedParameter[] parameters = [.. adaptation.Parameters, .. headTrained ? head!.Parameters : []];
+        var batch = new FixtureBatch(fixture);
+        JsonArray losses = fixture.Json["losses"]!.AsArray();
+        for (int step = 0; step < losses.Count; step++)
+        {
+            using var scope = NewDisposeScope();
+            Tensor loss = batch.Loss(batch.Forward(tiny.Backbone, head, new Pass(adaptation.Table())).Logits);
+            deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), tolerance);
+            if (step == losses.Count - 1) break;
+            PlainAdamW.ZeroGradients(parameters);
+            loss.backward();
+            if (step == 0 && (double?)fixture.Json["tolerance"]!["grad"] is { } gradTolerance) HfBases.CompareGradients(fixture, deviations, adaptation, tiny, gradTolerance);
+            adaptation.BeforeStep(step);
+            optimizer.Step(parameters);
+            adaptation.AfterStep(step);
+            if (step == 0) HfBases.CompareValues(fixture, deviations, "after1/", adaptation, tiny, (double?)fixture.Json["tolerance"]!["after1"] ?? 1e-5);
+        }
+        optimizer.Dispose();
+    }
+}
