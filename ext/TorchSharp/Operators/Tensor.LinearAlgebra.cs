@@ -9,7 +9,7 @@ public static partial class torch
     {
         public Tensor adjoint() => Ops.adjoint.Call(this);
         public Tensor bmm(Tensor batch2) => Ops.bmm.Call(this, batch2);
-        public Tensor cholesky(bool upper = false) => Ops.cholesky.Call(this, upper);
+        public Tensor cholesky(bool upper = false) => Ops.linalg_cholesky.Call(this, upper);
         public Tensor cholesky_inverse(bool upper = false) => Ops.cholesky_inverse.Call(this, upper);
         public Tensor cholesky_solve(Tensor input2, bool upper = false) => Ops.cholesky_solve.Call(this, input2, upper);
         public Tensor det() => Ops.det.Call(this);

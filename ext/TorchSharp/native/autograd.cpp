@@ -10,6 +10,9 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <tuple>
+#include <type_traits>
+
 using namespace peft;
 using torch::autograd::variable_list;
 
@@ -53,7 +56,25 @@ struct ManagedNode : torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> saved;
 };
 
-using NodePointer = std::shared_ptr<ManagedNode>;
+// Nodes are held by shared_ptr, and in later versions by libtorch's own intrusive_ptr. What names one kind stands in
+// templates, so that it is not looked up where it does not exist.
+using NodePointer = decltype(torch::autograd::Edge::function);
+template <class Pointer>
+constexpr bool is_shared = std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>;
+
+template <class Pointer, class N = ManagedNode>
+Pointer make_node(void* key, int32_t inputs) {
+  if constexpr (is_shared<Pointer>) return Pointer(new N(key, inputs), [](auto* node) { deleteNode(node); });
+  else return c10::make_intrusive<N>(key, inputs);
+}
+
+template <class Pointer, class N>
+Pointer share_node(N* node) {
+  if constexpr (is_shared<Pointer>) return node->shared_from_this();
+  else return Pointer::reclaim_copy(node);
+}
+
+ManagedNode* managed(const NodePointer& node) { return static_cast<ManagedNode*>(node.get()); }
 
 // What later libtorch versions want beyond the six arguments of 1.13, each by its type.
 template <class T>
@@ -65,17 +86,18 @@ std::decay_t<T> extra() {
     return std::decay_t<T>{};
 }
 
-template <class Outputs, class A, class B, class C, class D, class E, class F, class... More>
-Outputs wrap_with(Outputs (*wrap)(A, B, C, D, E, F, More...), const variable_list& inputs, const std::unordered_set<at::TensorImpl*>& fixed,
-                  const std::unordered_set<at::TensorImpl*>& dirty, const Handle* handles, int32_t count,
-                  const std::shared_ptr<torch::autograd::Node>& node) {
+template <class Outputs, class B, class C, class D, class E, class F, class... More>
+Outputs wrap_with(Outputs (*wrap)(const variable_list&, B, C, D, E, F, More...), const variable_list& inputs,
+                  const std::unordered_set<at::TensorImpl*>& fixed, const std::unordered_set<at::TensorImpl*>& dirty,
+                  const Handle* handles, int32_t count, const NodePointer& node) {
   Outputs outputs(count);
   for (int32_t i = 0; i < count; i++)
     if (handles[i]) outputs[i] = borrow(handles[i]);
   torch::autograd::_jvp_fn_t forward_mode = [](const variable_list&, const variable_list&) -> variable_list {
     throw std::runtime_error("forward-mode gradients of custom functions are not supported");
   };
-  return wrap(inputs, fixed, dirty, outputs, node, forward_mode, extra<More>()...);
+  std::tuple<std::decay_t<More>...> rest{extra<More>()...};
+  return std::apply([&](auto&... more) { return wrap(inputs, fixed, dirty, outputs, node, forward_mode, more...); }, rest);
 }
 
 std::unordered_set<at::TensorImpl*> set_of(const Handle* handles, int32_t count) {
@@ -140,7 +162,7 @@ PT_EXPORT void pt_set_callbacks(Apply apply, Release release) {
 // Before forward: the node takes its place above its inputs. The caller owns one reference to it.
 PT_EXPORT NodePointer* pt_node_new(void* key, const Handle* inputs, int32_t count, int32_t executable) {
   PT_TRY(nullptr, {
-    NodePointer node(new ManagedNode(key, count), torch::autograd::deleteNode);
+    auto node = make_node<NodePointer>(key, count);
     if (executable) node->set_next_edges(torch::autograd::collect_next_edges(borrow_all(inputs, count)));
     return new NodePointer(std::move(node));
   })
@@ -151,10 +173,11 @@ PT_EXPORT int32_t pt_node_finish(NodePointer* node, const Handle* inputs, int32_
                                  const Handle* fixed, int32_t fixed_count, const Handle* dirty, int32_t dirty_count,
                                  const Handle* saved, int32_t saved_count, int32_t executable, int32_t materialize, Handle* results) {
   PT_TRY(-1, {
-    auto& owner = *node;
+    auto owner = managed(*node);
     auto changed = set_of(dirty, dirty_count);
     for (auto tensor : changed) tensor->bump_version();
-    std::shared_ptr<torch::autograd::Node> graph = executable ? std::static_pointer_cast<torch::autograd::Node>(owner) : nullptr;
+    NodePointer graph;
+    if (executable) graph = *node;
     auto wrapped = wrap_with(&torch::autograd::_wrap_outputs, borrow_all(inputs, count), set_of(fixed, fixed_count), changed, outputs, output_count, graph);
     for (int32_t i = 0; i < output_count; i++) results[i] = wrapped[i].has_value() ? give(std::move(*wrapped[i])) : 0;
     if (!executable) return 0;
@@ -162,7 +185,7 @@ PT_EXPORT int32_t pt_node_finish(NodePointer* node, const Handle* inputs, int32_
     owner->saved.reserve(saved_count);
     for (int32_t i = 0; i < saved_count; i++) {
       auto tensor = borrow(saved[i]);
-      bool is_output = tensor.defined() && tensor.grad_fn().get() == owner.get();
+      bool is_output = tensor.defined() && tensor.grad_fn().get() == owner;
       if (tensor.defined()) owner->saved.emplace_back(tensor, is_output);
       else owner->saved.emplace_back();
     }
@@ -172,11 +195,11 @@ PT_EXPORT int32_t pt_node_finish(NodePointer* node, const Handle* inputs, int32_
 
 PT_EXPORT void pt_node_free(NodePointer* node) { delete node; }
 // For the managed side while a backward runs: the engine keeps the node alive.
-PT_EXPORT ManagedNode* pt_node_raw(NodePointer* node) { return node->get(); }
+PT_EXPORT ManagedNode* pt_node_raw(NodePointer* node) { return managed(*node); }
 PT_EXPORT int32_t pt_node_saved(ManagedNode* node, int32_t index, Handle* result) {
   PT_TRY(-1, {
     TORCH_CHECK(!node->released, "Trying to backward through the graph a second time (or directly access saved tensors after they have already been freed).");
-    *result = give(node->saved.at(index).unpack(node->shared_from_this()));
+    *result = give(node->saved.at(index).unpack(share_node<NodePointer>(node)));
     return 0;
   })
 }
