@@ -79,7 +79,7 @@ internal abstract partial class KeyTerms
         {
             uint Look(T value) => value != null && _keys.TryGetValue(value, out uint key) ? key : 0;
             return column.Type is VectorDataViewType
-                ? VectorGetters.Map<T, uint>(row, column, Look)
+                ? VectorGetters.MapToKeys<T>(row, column, Look)
                 : VectorGetters.MapScalar<T, uint>(row, column, Look);
         }
 

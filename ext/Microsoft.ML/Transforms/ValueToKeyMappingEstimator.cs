@@ -55,7 +55,9 @@ public sealed class ValueToKeyMappingEstimator : IEstimator<ValueToKeyMappingTra
             ValueToKeyMappingTransformer.CheckInput(host, input.Schema, name);
 
         KeyTerms[] terms = _keyData != null ? TermsOfKeyData(channel, input.Schema) : TermsOfData(host, input);
-        for (int i = 0; i < terms.Length; i++)
+        if (_keyData != null && terms[0].Count == 0)
+            channel.Warning(MessageSensitivity.UserData, "Map from the term data resulted in an empty map.");
+        for (int i = 0; i < terms.Length && _keyData == null; i++)
         {
             if (terms[i].Count == 0)
                 channel.Warning(MessageSensitivity.Schema, "Term map for output column '{0}' contains no entries.", _columns[i].Output);

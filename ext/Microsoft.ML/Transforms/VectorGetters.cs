@@ -42,4 +42,26 @@ internal static class VectorGetters
             result = editor.Commit();
         };
     }
+
+    /// <summary>Maps a vector to keys; the result is sparse where fewer than half of them are known, or none.</summary>
+    public static ValueGetter<VBuffer<uint>> MapToKeys<TFrom>(DataViewRow row, DataViewSchema.Column column, Func<TFrom, uint> map)
+    {
+        ValueGetter<VBuffer<uint>> get = Map(row, column, map);
+        VBuffer<uint> keys = default;
+        return (ref VBuffer<uint> result) =>
+        {
+            get(ref keys);
+            (int Slot, uint Key)[] known = keys.Items().Where(item => item.Value != 0).Select(item => (item.Key, item.Value)).ToArray();
+            if (known.Length > 0 && known.Length >= keys.Length / 2)
+            {
+                keys.CopyToDense(ref result);
+                return;
+            }
+
+            VBufferEditor<uint> editor = VBufferEditor.Create(ref result, keys.Length, known.Length);
+            for (int i = 0; i < known.Length; i++)
+                (editor.Indices[i], editor.Values[i]) = known[i];
+            result = editor.Commit();
+        };
+    }
 }
