@@ -89,7 +89,9 @@ internal sealed class MulticlassCounter
         _rowsWithRank[rank]++;
         if (rank == 0)
             _correct++;
-        if (!known)
+
+        // Where all scores are negative an unknown label ranks first, and has no place in the matrix: as in the real package.
+        if (!known && rank > 0)
             return;
         _rowsOfClass[label]++;
         _logLossOfClass[label] += logLoss;
@@ -102,7 +104,7 @@ internal sealed class MulticlassCounter
     /// <summary>The share of rows whose label is among the first 1, 2, ... k predictions.</summary>
     public double[] TopKAccuracies(int k)
     {
-        var result = new double[Math.Min(k, _rowsWithRank.Length)];
+        var result = new double[k];
         double sum = 0;
         for (int i = 0; i < result.Length; i++)
             result[i] = sum += _rowsWithRank[i] / _rows;
