@@ -23,6 +23,8 @@ public abstract class PredictionEngineBase<TSrc, TDst> : IDisposable
         _ownsTransformer = ownsTransformer;
         _input = new ObjectRow<TSrc>(env, inputSchemaDefinition);
         var mapper = transformer.GetRowToRowMapper(_input.Schema);
+        // The real one reads through an empty view, whose host takes its seed from the environment.
+        env.Register(nameof(EmptyDataView));
         var filler = new ObjectFiller<TDst>(env, mapper.OutputSchema, ignoreMissingColumns, outputSchemaDefinition);
         _fill = filler.Bind(mapper.GetRow(_input, mapper.OutputSchema));
         OutputSchema = transformer.GetOutputSchema(_input.Schema);

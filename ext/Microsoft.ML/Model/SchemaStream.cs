@@ -22,6 +22,9 @@ internal static class SchemaStream
 
     internal static void Save(IHostEnvironment env, DataViewSchema schema, Stream stream)
     {
+        // Registered for nothing but the seeds that the real saver and its empty view draw from the environment.
+        env.Register("BinarySaver");
+        env.Register(nameof(EmptyDataView));
         using var writer = new BinaryWriter(stream, Encoding.UTF8, leaveOpen: true);
         writer.Write(new byte[HeaderSize]);
         long blocks = HeaderSize; // no rows, hence no blocks: every column's table of blocks is empty, and here
@@ -92,6 +95,7 @@ internal static class SchemaStream
 
     internal static DataViewSchema Load(IHostEnvironment env, Stream stream)
     {
+        env.Register("BinaryLoader");
         using var reader = new BinaryReader(stream, Encoding.UTF8, leaveOpen: true);
         try
         {

@@ -2,6 +2,7 @@
 
 using System.Numerics;
 using Microsoft.ML.Runtime;
+using Microsoft.ML.Transforms;
 
 namespace Microsoft.ML.Data;
 
@@ -30,6 +31,8 @@ internal static class SplitColumn
         Func<DataViewRow, Delegate> makeGetter;
         if (key.Type is KeyDataViewType keyType)
         {
+            // The real one copies the column by an estimator, of which there is one more host to draw a seed for.
+            env.Register(nameof(ColumnCopyingEstimator));
             type = keyType;
             makeGetter = row => ColumnTypeExtensions.InvokeGeneric<Delegate>(typeof(DataViewRow), row, nameof(DataViewRow.GetGetter), keyType.RawType, key);
         }
