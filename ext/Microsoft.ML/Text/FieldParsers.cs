@@ -137,11 +137,15 @@ internal static class RealText
     // A number as digits and exponent, or what is no number as a special value with no digits.
     private static bool Read(ReadOnlySpan<char> text, char marker, bool emptyIsNaN, out double special, out bool negative, out ulong digits, out long exponent)
     {
-        text = text.Trim();
         special = 0;
         negative = false;
         digits = 0;
         exponent = 0;
+        // Blanks before a number spoil it, but for one digit at the very end: so they do in the real package.
+        var rest = text.TrimStart();
+        if (rest.Length > 1 && rest.Length < text.Length)
+            return false;
+        text = rest.TrimEnd();
         if (text.IsEmpty)
         {
             special = emptyIsNaN ? double.NaN : 0;

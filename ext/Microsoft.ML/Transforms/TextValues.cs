@@ -11,11 +11,11 @@ internal static class TextValues
     public static bool TryParseUnsigned(ReadOnlySpan<char> text, out ulong value)
         => ulong.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out value);
 
-    public static float ParseSingle(ReadOnlySpan<char> text)
-        => text.IsEmpty ? 0 : float.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out float value) ? value : float.NaN;
+    /// <summary>NaN for what is no number.</summary>
+    public static float ParseSingle(ReadOnlySpan<char> text) => RealText.TryParse(text, '.', emptyIsNaN: false, out float value) ? value : float.NaN;
 
-    public static double ParseDouble(ReadOnlySpan<char> text)
-        => text.IsEmpty ? 0 : double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double value) ? value : double.NaN;
+    /// <summary>NaN for what is no number.</summary>
+    public static double ParseDouble(ReadOnlySpan<char> text) => RealText.TryParse(text, '.', emptyIsNaN: false, out double value) ? value : double.NaN;
 
     /// <summary>True for t, true, y, yes, 1, +, +1 in any case; false for everything else.</summary>
     public static bool ParseBoolean(ReadOnlySpan<char> text)
