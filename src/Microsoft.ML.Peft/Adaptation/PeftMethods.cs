@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Collections.Concurrent;
+using System.Reflection;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 
@@ -44,6 +45,48 @@ public static class PeftMethods
         ? type
         : throw new ArgumentException(
             $"Unknown method '{id}'. Known: {string.Join(", ", Ids)}. A method of your own assembly needs PeftMethods.Register<T>() first.", nameof(id));
+
+    /// <summary>Sets an option by its name, as the command line does.</summary>
+    /// <param name="method">The method.</param>
+    /// <param name="option">Name of the option; case does not matter.</param>
+    /// <param name="value">The value as text: numbers in invariant form, lists with commas or as JSON.</param>
+    /// <exception cref="ArgumentException">No such option, or the value does not fit; the message lists what there is.</exception>
+    public static void Set(PeftMethod method, string option, string value)
+    {
+        PropertyInfo[] options = [.. method.GetType().GetProperties().Where(p => p.SetMethod is { IsPublic: true })];
+        PropertyInfo property = options.FirstOrDefault(p => p.Name.Equals(option, StringComparison.OrdinalIgnoreCase))
+            ?? throw new ArgumentException(
+                $"Method '{method.Id}' has no option '{option}'. {Checkpoints.NearNames.Hint(option, options.Select(p => p.Name))} Its options: {string.Join(", ", options.Select(p => p.Name))}.");
+        foreach (string json in Forms(value, property.PropertyType))
+        {
+            try
+            {
+                property.SetValue(method, JsonSerializer.Deserialize(json, property.PropertyType, _json));
+                return;
+            }
+            catch (JsonException)
+            {
+                // The next form may fit.
+            }
+        }
+        throw new ArgumentException($"'{value}' does not fit option {property.Name} of method '{method.Id}', which is a {Describe(property.PropertyType)}.");
+    }
+
+    // A bare word is a string or an enum's name; a comma list is an array of words or of numbers.
+    private static IEnumerable<string> Forms(string value, Type type)
+    {
+        yield return value;
+        yield return type == typeof(bool) ? value.ToLowerInvariant() : JsonSerializer.Serialize(value);
+        string[] parts = value.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries);
+        yield return JsonSerializer.Serialize(parts);
+        yield return "[" + string.Join(',', parts) + "]";
+    }
+
+    private static string Describe(Type type)
+    {
+        Type bare = Nullable.GetUnderlyingType(type) ?? type;
+        return bare.IsEnum ? string.Join(" or ", Enum.GetNames(bare)) : bare.Name;
+    }
 
     /// <summary>Writes a method with its options as JSON.</summary>
     /// <param name="method">The method.</param>

@@ -153,6 +153,14 @@ public sealed class TrainingOptions
         nameof(ForceResume), nameof(LogEvery), nameof(EvaluationBatchSize), nameof(GradientCheckpointing),
     ];
 
+    /// <summary>A copy that shares nothing that can be changed.</summary>
+    public TrainingOptions Copy()
+    {
+        var copy = (TrainingOptions)MemberwiseClone();
+        copy.ClassWeights = (float[]?)ClassWeights?.Clone();
+        return copy;
+    }
+
     /// <summary>Checks all options.</summary>
     /// <exception cref="ArgumentException">An option is out of range; the message names it, what was found and what is allowed.</exception>
     public void Validate()

@@ -1,0 +1,179 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text;
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Assets;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Data;
+using Microsoft.ML.Peft.Persistence;
+using Microsoft.ML.Runtime;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>All that a text-classification transformer holds, and its form in a model zip.</summary>
+internal sealed class TextClassificationModel : IDisposable
+{
+    public const string UserName = "PEFT text classification";
+    public const string LoaderSignature = "PeftTextClassification";
+    private const string Signature = "PEFTTXCL";
+    private const uint Version = 0x00010001, OldestReadable = 0x00010001;
+
+    private readonly BackboneSource _source;
+    private readonly bool _byReference;
+
+    public TextClassificationModel(
+        TextClassifier classifier, PeftMethod method, Pooling pooling, TextColumns text, ClassifierColumns columns, BackboneSource source, bool byReference)
+    {
+        Classifier = classifier;
+        Method = method;
+        Pooling = pooling;
+        Text = text;
+        Columns = columns;
+        _source = source;
+        _byReference = byReference;
+    }
+
+    public TextClassifier Classifier { get; }
+
+    public PeftMethod Method { get; }
+
+    public Pooling Pooling { get; }
+
+    public TextColumns Text { get; }
+
+    public ClassifierColumns Columns { get; }
+
+    /// <summary>Opens a backbone's files: a folder, or the embedded default.</summary>
+    public static CheckpointFolder OpenBackbone(string? folder) => folder is null ? DefaultBackbone.Open() : CheckpointFolder.Open(folder);
+
+    public void Save(ModelSaveContext context)
+    {
+        ModelEntry.WriteHeader(context, Signature, LoaderSignature, Version, OldestReadable);
+        if (_byReference && _source.Folder is null)
+            throw new InvalidOperationException("The embedded backbone cannot be saved by reference; name a backbone folder, or save the model self-contained.");
+        var description = new JsonObject
+        {
+            ["task"] = "text-classification",
+            ["method"] = JsonNode.Parse(PeftMethods.ToJson(Method)),
+            ["pooling"] = Pooling.ToString(),
+            ["maxTokens"] = Classifier.MaxTokens,
+            ["columns"] = new JsonObject
+            {
+                ["sentence1"] = Text.First,
+                ["sentence2"] = Text.Second,
+                ["score"] = Columns.Score,
+                ["predictedLabel"] = Columns.PredictedLabel,
+                ["probability"] = Columns.Probability,
+            },
+            ["labels"] = Classifier.Labels.ToJson(),
+            ["backbone"] = _source.ToJson(_byReference),
+        };
+        ModelEntry.Write(context, "model.json", stream => stream.Write(Encoding.UTF8.GetBytes(description.ToJsonString())));
+        ModelEntry.Write(context, "adapter.safetensors", WriteParameters);
+        if (!_byReference) ModelEntry.WriteFiles(context, _source.Files, _source.Needed);
+    }
+
+    private void WriteParameters(Stream stream)
+    {
+        var writer = new SafetensorsWriter();
+        foreach (NamedParameter parameter in Classifier.Model.Parameters)
+            if (parameter.Saved) writer.Add(parameter.Name, parameter.Value);
+        writer.Save(stream);
+    }
+
+    public static TextClassificationModel Load(IHostEnvironment environment, ModelLoadContext context)
+    {
+        ModelEntry.CheckHeader(context, Signature, LoaderSignature, Version, OldestReadable);
+        try
+        {
+            JsonObject description = JsonNode.Parse(ModelEntry.Read(context, "model.json"))!.AsObject();
+            return Load(environment, context, description);
+        }
+        catch (Exception e) when (e is JsonException or NullReferenceException or InvalidOperationException or ArgumentException or FormatException
+            && e is not CheckpointFormatException)
+        {
+            throw new CheckpointFormatException($"The model zip's entry 'model.json' or one that it describes is damaged: {e.Message}", e);
+        }
+    }
+
+    private static TextClassificationModel Load(IHostEnvironment environment, ModelLoadContext context, JsonObject description)
+    {
+        PeftMethod method = PeftMethods.FromJson(description["method"]!.ToJsonString());
+        var pooling = Enum.Parse<Pooling>((string)description["pooling"]!);
+        LabelSet labels = LabelSet.FromJson(description["labels"]!.AsObject());
+        JsonObject columns = description["columns"]!.AsObject(), backboneAt = description["backbone"]!.AsObject();
+        bool byReference = backboneAt.ContainsKey("folder");
+        using CheckpointFolder checkpoint = byReference ? OpenReference(backboneAt) : CheckpointFolder.Open(
+            ModelEntry.ReadFiles(context, backboneAt["files"]!.AsArray().Select(n => (string)n!)));
+        using SafetensorsFile parameters = SafetensorsFile.Open(ModelEntry.Read(context, "adapter.safetensors"), "the model zip's adapter.safetensors");
+
+        Backbone backbone = BackboneLoader.Load(checkpoint, Devices.Choose(environment));
+        var model = Assemble(backbone, method, labels.Count, pooling, 0, parameters);
+        var classifier = new TextClassifier(model, TextTokenizer.Load(checkpoint.Files), labels, (int)description["maxTokens"]!);
+        return new TextClassificationModel(
+            classifier, method, pooling,
+            new TextColumns((string)columns["sentence1"]!, (string?)columns["sentence2"]),
+            new ClassifierColumns((string)columns["score"]!, (string)columns["predictedLabel"]!, (string)columns["probability"]!),
+            BackboneSource.Of(checkpoint, byReference ? (string)backboneAt["folder"]! : null), byReference);
+    }
+
+    private static CheckpointFolder OpenReference(JsonObject backbone)
+    {
+        string folder = (string)backbone["folder"]!, expected = (string)backbone["sha256"]!;
+        if (!Directory.Exists(folder))
+            throw new DirectoryNotFoundException(
+                $"The model refers to the backbone folder '{folder}', which does not exist here. Put the same backbone there, or save the model self-contained.");
+        CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
+        string found = checkpoint.Sha256();
+        if (found == expected) return checkpoint;
+        checkpoint.Dispose();
+        throw new CheckpointFormatException(
+            $"The backbone in '{folder}' is not the one that the model was trained on: SHA-256 {found}, expected {expected}.");
+    }
+
+    /// <summary>Builds backbone, adaptation and head into one model, perhaps with stored parameters; takes the backbone.</summary>
+    public static AdaptedModel Assemble(Backbone backbone, PeftMethod method, int classes, Pooling pooling, long seed, SafetensorsFile? stored)
+    {
+        PeftAdaptation? adaptation = null;
+        Head? head = null;
+        try
+        {
+            adaptation = method.Attach(backbone, seed);
+            head = new SequenceClassificationHead(backbone, classes, pooling, seed + 1);
+            var model = new AdaptedModel(backbone, adaptation, head, ownsBackbone: true);
+            if (stored is not null) Fill(model, stored);
+            return model;
+        }
+        catch
+        {
+            adaptation?.Dispose();
+            head?.Dispose();
+            backbone.Dispose();
+            throw;
+        }
+    }
+
+    private static void Fill(AdaptedModel model, SafetensorsFile stored)
+    {
+        using var scope = NewDisposeScope();
+        HashSet<string> left = [.. stored.Names];
+        foreach (NamedParameter parameter in model.Parameters)
+        {
+            if (!parameter.Saved) continue;
+            if (!left.Remove(parameter.Name))
+                throw new CheckpointFormatException($"{stored.Description}: the parameter '{parameter.Name}' is missing.");
+            parameter.Load(stored.Load(parameter.Name));
+        }
+        if (left.Count > 0)
+            throw new CheckpointFormatException($"{stored.Description}: unknown parameters {NearNames.List(left)}.");
+    }
+
+    public void SaveAdapter(string folder) => AdapterFolder.Save(
+        folder, Classifier.Model.Adaptation!, Classifier.Model.Head, new AdapterSaveOptions { TaskType = "SEQ_CLS", BaseModel = _source.Folder });
+
+    public void Dispose() => Classifier.Dispose();
+}

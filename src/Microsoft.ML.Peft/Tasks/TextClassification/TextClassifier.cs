@@ -1,0 +1,100 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Data;
+using Microsoft.ML.Peft.Training;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>Scores of one row: a probability a class, and the logits that they come from.</summary>
+internal readonly record struct ClassScores(float[] Probabilities, float[] Logits)
+{
+    /// <summary>Number of the most probable class, from 0; the lower one of equals.</summary>
+    public int Best
+    {
+        get
+        {
+            int best = 0;
+            for (int i = 1; i < Probabilities.Length; i++) if (Probabilities[i] > Probabilities[best]) best = i;
+            return best;
+        }
+    }
+}
+
+/// <summary>
+/// A trained text classifier without columns: text in, probabilities out. Immutable, so many threads may score at once;
+/// each call has its own pass and dispose scope.
+/// </summary>
+internal sealed class TextClassifier : IDisposable
+{
+    // Padded tokens of one forward pass: large enough to keep the products busy, small enough for the caches.
+    private const int TokensABatch = 2048;
+
+    private readonly AdaptedModel _model;
+    private int _disposed;
+
+    public TextClassifier(AdaptedModel model, TextTokenizer tokenizer, LabelSet labels, int maxTokens)
+    {
+        _model = model;
+        Tokenizer = tokenizer;
+        Labels = labels;
+        MaxTokens = maxTokens;
+    }
+
+    public AdaptedModel Model => _model;
+
+    public TextTokenizer Tokenizer { get; }
+
+    public LabelSet Labels { get; }
+
+    public int MaxTokens { get; }
+
+    /// <summary>Tokens of a row as the network takes them.</summary>
+    public Example Encode(TextRow row, long number = -1, int label = 0)
+    {
+        TextEncoding encoding = Tokenizer.Encode(row.First, row.Second, MaxTokens);
+        return new Example { Ids = encoding.Ids, TypeIds = encoding.TypeIds, Label = label, Row = number };
+    }
+
+    /// <summary>Scores rows in batches of similar length; results in the order of the rows.</summary>
+    public ClassScores[] Score(IReadOnlyList<TextRow> rows)
+    {
+        ObjectDisposedException.ThrowIf(_disposed != 0,
+            "The transformer was disposed; a PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }");
+        var examples = new Example[rows.Count];
+        for (int i = 0; i < examples.Length; i++) examples[i] = Encode(rows[i]);
+        int[] order = [.. Enumerable.Range(0, examples.Length).OrderBy(i => examples[i].Length)];
+        var results = new ClassScores[examples.Length];
+        for (int start = 0; start < order.Length;)
+        {
+            int count = 1;
+            while (start + count < order.Length && (count + 1) * examples[order[start + count]].Length <= TokensABatch) count++;
+            ScoreBatch(examples, order.AsSpan(start, count), results);
+            start += count;
+        }
+        return results;
+    }
+
+    private void ScoreBatch(Example[] examples, ReadOnlySpan<int> rows, ClassScores[] results)
+    {
+        var batch = new Example[rows.Length];
+        for (int i = 0; i < batch.Length; i++) batch[i] = examples[rows[i]];
+        using var off = no_grad();
+        using var scope = NewDisposeScope();
+        TokenBatch tokens = MiniBatch.ToTokens(BatchArrays.Of(batch, _model.Backbone.Config, 1), _model.Backbone.Device);
+        Tensor logits = _model.Forward(tokens, new Pass(_model.Patches)).to_type(ScalarType.Float32).cpu();
+        float[] scores = logits.data<float>().ToArray();
+        float[] shares = logits.softmax(-1).data<float>().ToArray();
+        int classes = scores.Length / batch.Length;
+        for (int i = 0; i < batch.Length; i++)
+            results[rows[i]] = new ClassScores(shares.AsSpan(i * classes, classes).ToArray(), scores.AsSpan(i * classes, classes).ToArray());
+    }
+
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref _disposed, 1) == 0) _model.Dispose();
+    }
+}

@@ -1,0 +1,56 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Data;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>The text of a row: one sentence or a pair.</summary>
+internal readonly record struct TextRow(string First, string? Second);
+
+/// <summary>The text columns of a task: checking and reading them.</summary>
+/// <param name="First">Name of the first text column.</param>
+/// <param name="Second">Name of the second text column, or null.</param>
+internal sealed record TextColumns(string First, string? Second)
+{
+    public IReadOnlyList<string> Names => Second is null ? [First] : [First, Second];
+
+    /// <summary>Refuses a schema that lacks a text column.</summary>
+    /// <param name="schema">Schema of the input.</param>
+    public void Check(DataViewSchema schema)
+    {
+        foreach (string name in Names)
+        {
+            DataViewSchema.Column column = schema.GetColumnOrNull(name) ?? throw Missing(name, "text", schema.Select(c => c.Name));
+            if (column.Type is not TextDataViewType)
+                throw new ArgumentOutOfRangeException("inputSchema", $"Schema mismatch for text column '{name}': expected String, got {column.Type}.");
+        }
+    }
+
+    /// <summary>Gives a function that reads the current row's text.</summary>
+    /// <param name="row">A row or cursor with the columns active.</param>
+    public Func<TextRow> Reader(DataViewRow row)
+    {
+        Func<string> first = Reader(row, First);
+        if (Second is null) return () => new TextRow(first(), null);
+        Func<string> second = Reader(row, Second);
+        return () => new TextRow(first(), second());
+    }
+
+    private static Func<string> Reader(DataViewRow row, string name)
+    {
+        ValueGetter<ReadOnlyMemory<char>> getter = row.GetGetter<ReadOnlyMemory<char>>(row.Schema[name]);
+        ReadOnlyMemory<char> value = default;
+        return () =>
+        {
+            getter(ref value);
+            return value.ToString();
+        };
+    }
+
+    /// <summary>A column that the data lacks.</summary>
+    /// <param name="name">Name asked for.</param>
+    /// <param name="role">Role of the column.</param>
+    /// <param name="there">Names that the data has.</param>
+    public static ArgumentOutOfRangeException Missing(string name, string role, IEnumerable<string> there) =>
+        new("inputSchema", $"The {role} column '{name}' was not found. {Checkpoints.NearNames.Hint(name, there)}");
+}
