@@ -1,0 +1,37 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Tasks;
+
+namespace Microsoft.ML.Peft.Cli;
+
+/// <summary>A model zip with the text classifier in it.</summary>
+internal sealed class LoadedModel : IDisposable
+{
+    /// <summary>Name that the label column gets, so that it meets none of the model's columns.</summary>
+    public const string LabelColumn = "peft label";
+
+    private LoadedModel(TextClassificationTransformer classifier) => Classifier = classifier;
+
+    public TextClassificationTransformer Classifier { get; }
+
+    public TextColumns Text => new(Classifier.TextColumns[0], Classifier.TextColumns.Count > 1 ? Classifier.TextColumns[1] : null);
+
+    public static LoadedModel Open(MLContext context, string path)
+    {
+        if (!File.Exists(path)) throw new FileNotFoundException($"The model '{path}' does not exist.");
+        // The zip names this library's assembly; in a program that has not used it yet it must be there first.
+        context.ComponentCatalog.RegisterAssembly(typeof(TextClassificationTransformer).Assembly);
+        return new LoadedModel(Predictions.Find(context.Model.Load(path, out _), path));
+    }
+
+    /// <summary>A table's rows with the columns named as the model wants them.</summary>
+    public IDataView Rows(MLContext context, TableFile table, string? text, string? text2, string? label)
+    {
+        List<(string From, string To)> columns = [(text ?? Text.First, Text.First)];
+        if (Text.Second is { } second) columns.Add((text2 ?? second, second));
+        if (label is not null) columns.Add((label, LabelColumn));
+        return table.Load(context, columns);
+    }
+
+    public void Dispose() => Classifier.Dispose();
+}
