@@ -65,7 +65,7 @@ internal sealed class TableFile : IDisposable
             AllowQuoting = Separator == ',',
             ReadMultilines = Separator == ',',
         };
-        return context.Data.CreateTextLoader(options).Load(Path);
+        return context.Data.CreateTextLoader(options).Load(new MultiFileSource(Path));
     }
 
     private static IEnumerable<string> SplitCsv(string line)
