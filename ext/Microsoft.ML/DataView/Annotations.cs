@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Reflection;
 using Microsoft.ML.Data;
 
 namespace Microsoft.ML;
@@ -69,7 +70,7 @@ public sealed partial class DataViewSchema
                 ArgumentNullException.ThrowIfNull(getter);
                 var expected = typeof(ValueGetter<>).MakeGenericType(type.RawType);
                 if (!expected.IsInstanceOfType(getter))
-                    throw new ArgumentException($"{nameof(getter)} must be of type '{expected.FullName}'", nameof(getter));
+                    throw new TargetInvocationException(new ArgumentException($"{nameof(getter)} must be of type '{expected.FullName}'", nameof(getter)));
                 _items.Add((column, getter));
             }
 

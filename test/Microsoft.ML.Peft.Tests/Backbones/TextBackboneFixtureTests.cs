@@ -140,6 +140,7 @@ public sealed class TextBackboneFixtureTests
                 Worst.Compare($"{c.Name} {name}", watch.Probabilities[int.Parse(name.Split('.')[1])], c[name], _tolerance, batch.Mask.unsqueeze(1));
             if (c.Has("pooler_output")) Worst.Compare($"{c.Name} pooler_output", backbone.Pool(output, pass), c["pooler_output"], _tolerance);
             if (head is not null) Scores(head.Forward(backbone, output, pass), batch);
+            watch.Probabilities.ForEach(p => p.Dispose());
         }
 
         private void Scores(Tensor logits, TokenBatch batch)
@@ -278,7 +279,8 @@ public sealed class TextBackboneFixtureTests
             public override Tensor Around(AttentionInput input, Func<AttentionInput, Tensor> next, Pass pass)
             {
                 Tensor scores = input.Query.matmul(input.Key.transpose(-1, -2)) / Math.Sqrt(input.Query.shape[^1]);
-                watch.Probabilities.Add((input.Bias is null ? scores : scores + input.Bias).softmax(-1));
+                // The scope that is current here ends with its layer.
+                watch.Probabilities.Add((input.Bias is null ? scores : scores + input.Bias).softmax(-1).DetachFromDisposeScope());
                 return next(input);
             }
         }

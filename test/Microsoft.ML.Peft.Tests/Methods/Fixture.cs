@@ -219,7 +219,7 @@ internal sealed class PlainAdamW(double rate, double decay, double epsilon = 1e-
 
     public static void ZeroGradients(IEnumerable<NamedParameter> parameters)
     {
-        foreach (NamedParameter parameter in parameters) parameter.Value.grad?.zero_();
+        foreach (NamedParameter parameter in parameters) parameter.Value.grad?.fill_(0);
     }
 
     public void Dispose()
