@@ -74,6 +74,39 @@ public sealed class SafetensorsFileTests
     }
 
     [TestMethod]
+    [OSCondition(OperatingSystems.Linux)]
+    public void FilesBeyondTwoGigabytesAreMapped()
+    {
+        // A file with a hole: three gigabytes by its length, a few pages on disk.
+        const long size = 3_000_000_000;
+        byte[] json = Encoding.UTF8.GetBytes(
+            $$$"""{"big":{"dtype":"U8","shape":[{{{size}}}],"data_offsets":[0,{{{size}}}]},"end":{"dtype":"U8","shape":[3],"data_offsets":[{{{size}}},{{{size + 3}}}]}}""");
+        string path = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
+        try
+        {
+            using (FileStream stream = File.Create(path))
+            {
+                stream.Write(BitConverter.GetBytes((long)json.Length));
+                stream.Write(json);
+                stream.Seek(size, SeekOrigin.Current);
+                stream.Write([1, 2, 3]);
+            }
+
+            long before = GC.GetAllocatedBytesForCurrentThread();
+            using SafetensorsFile file = SafetensorsFile.Open(path);
+            CollectionAssert.AreEqual(new byte[] { 1, 2, 3 }, file.Bytes("end").ToArray());
+            Assert.AreEqual(1000, file.Bytes("big", size - 1000, 1000).Length);
+            var error = Assert.ThrowsExactly<NotSupportedException>(() => file.Bytes("big").Length.ToString());
+            StringAssert.Contains(error.Message, "in parts");
+            Assert.IsLessThan(1 << 18, GC.GetAllocatedBytesForCurrentThread() - before);
+        }
+        finally
+        {
+            File.Delete(path);
+        }
+    }
+
+    [TestMethod]
     public void EmptyFileOfTensors()
     {
         byte[] bytes = new SafetensorsWriter().ToBytes();
