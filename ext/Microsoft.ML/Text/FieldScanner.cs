@@ -19,6 +19,7 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
     private ReadOnlyMemory<char> _field;
     private int _sparseIndex;
     private int _fieldStart;
+    private int _fieldEnd;
     private int _next;
 
     internal int Count => _indices.Count;
@@ -48,7 +49,7 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
         _texts.Add(_field);
     }
 
-    private void Bad(string what) => reportBadFormat?.Invoke(_fieldStart, _next, what);
+    private void Bad(string what) => reportBadFormat?.Invoke(_fieldStart, _fieldEnd, what);
 
     private int ScanDense(ReadOnlyMemory<char> line)
     {
@@ -128,7 +129,7 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
             Bad("Missing dimensionality or ambiguous sparse item. Use sparse=- for non-sparse file, and/or quote the value.");
             return false;
         }
-        if (!int.TryParse(_texts[^1].Span, out sparseFields) || sparseFields <= 0)
+        if (!TextValues.TryParseUnsigned(_texts[^1].Span, out ulong size) || size == 0 || size > int.MaxValue)
         {
             Bad("Bad dimensionality or ambiguous sparse item. Use sparse=- for non-sparse file, and/or quote the value.");
             return false;
@@ -136,7 +137,7 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
         fixedFields = _indices[^1];
         _indices.RemoveAt(_indices.Count - 1);
         _texts.RemoveAt(_texts.Count - 1);
-        sparseFields = Math.Min(sparseFields, TextFormat.MaxFields - fixedFields - 1);
+        sparseFields = Math.Min((int)size, TextFormat.MaxFields - fixedFields - 1);
         inputSize = fixedFields + sparseFields;
         return true;
     }
@@ -160,10 +161,11 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
                 at = SkipSpaces(span, colon + 1);
             }
         }
+        bool good = true;
         if (at < span.Length)
         {
             if (format.AllowQuoting && span[at] == '"')
-                at = FetchQuoted(span, at + 1);
+                at = FetchQuoted(span, at + 1, out good);
             else
             {
                 int length = span[at..].IndexOfAny(format.Separators);
@@ -172,7 +174,10 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
                 at = end;
             }
         }
+        _fieldEnd = at;
         _next = at < span.Length ? at + 1 : at;
+        if (!good)
+            Bad("Illegal quoting");
         return at < span.Length;
     }
 
@@ -185,7 +190,7 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
     }
 
     // From behind the opening quote; returns where the separator is. What is badly quoted counts as empty.
-    private int FetchQuoted(ReadOnlySpan<char> span, int at)
+    private int FetchQuoted(ReadOnlySpan<char> span, int at, out bool good)
     {
         _unquoted.Clear();
         bool closed = false;
@@ -205,13 +210,11 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
                     _unquoted.Append(span[++at]);
             }
         }
-        bool good = closed;
+        good = closed;
         for (; at < span.Length && !format.Separators.Contains(span[at]); at++)
             good &= span[at] == ' ';
         if (good)
             _field = _unquoted.ToString().AsMemory();
-        else
-            Bad("Illegal quoting");
         return at;
     }
 }

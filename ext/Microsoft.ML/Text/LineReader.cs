@@ -1,5 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Runtime;
+
 namespace Microsoft.ML.Data;
 
 /// <summary>Reads the rows' lines of text files: without comments, empty lines and headers, quoted line breaks joined.</summary>
@@ -7,9 +9,19 @@ internal static class LineReader
 {
     internal readonly record struct Line(string Path, long Number, string Text);
 
-    /// <summary>The first lines, the header among them, to learn from.</summary>
+    /// <summary>The first lines, the header among them, to learn from: so many, or two.</summary>
     internal static IEnumerable<string> FirstLines(IMultiStreamSource source, TextFormat format, int count)
-        => Read(source, format, skipHeader: false).Select(line => line.Text).Take(count);
+    {
+        try
+        {
+            // The real one reads two lines at least, and so finds what is wrong with the second.
+            return [.. Read(source, format, skipHeader: false).Select(line => line.Text).Take(Math.Max(2, count))];
+        }
+        catch (EndOfStreamException ex)
+        {
+            throw Contracts.ExceptDecode(null, ex, "Stream reading encountered exception");
+        }
+    }
 
     internal static IEnumerable<Line> Read(IMultiStreamSource source, TextFormat format, bool skipHeader)
     {

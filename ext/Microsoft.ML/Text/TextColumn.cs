@@ -61,6 +61,7 @@ internal sealed class TextColumn
         var type = ColumnTypeExtensions.PrimitiveTypeFromKind(column.DataKind);
         if (column.KeyCount == null)
             return type;
+        Contracts.CheckUserArg(KeyDataViewType.IsValidDataType(type.RawType), "Type", "Bad item type for Key");
         return new KeyDataViewType(type.RawType, column.KeyCount.Count ?? ValueConversions.LargestKey(type.RawType));
     }
 

@@ -36,7 +36,7 @@ internal sealed record TextFormat
     internal static TextFormat Of(IExceptionContext context, TextLoader.Options options, bool hasHeader)
     {
         context.CheckUserArg(options.MaxRows is null or >= 0, nameof(options.MaxRows));
-        context.CheckUserArg(options.InputSize is null or >= 0, nameof(options.InputSize));
+        context.Check(options.InputSize is null or >= 0, "inputSize");
         context.CheckUserArg(options.Separators is { Length: > 0 }, nameof(options.Separators), "Must specify a separator");
         foreach (char separator in options.Separators)
         {
