@@ -61,24 +61,10 @@ internal sealed class WeightSnapshot : IDisposable
 /// <summary>Named tensors in one safetensors file.</summary>
 internal static class TensorFile
 {
-    private static readonly (ScalarType Torch, SafetensorsDtype File)[] _types =
-    [
-        (ScalarType.Float32, SafetensorsDtype.F32), (ScalarType.Float64, SafetensorsDtype.F64),
-        (ScalarType.Int64, SafetensorsDtype.I64), (ScalarType.Int32, SafetensorsDtype.I32),
-        (ScalarType.Float16, SafetensorsDtype.F16), (ScalarType.BFloat16, SafetensorsDtype.BF16),
-        (ScalarType.Byte, SafetensorsDtype.U8), (ScalarType.Bool, SafetensorsDtype.BOOL),
-    ];
-
     public static void Save(string path, IEnumerable<KeyValuePair<string, Tensor>> tensors)
     {
-        using var off = no_grad();
         var writer = new SafetensorsWriter();
-        foreach ((string name, Tensor value) in tensors)
-        {
-            using var scope = NewDisposeScope();
-            Tensor plain = value.detach().cpu().contiguous();
-            writer.Add(name, _types.First(t => t.Torch == plain.dtype).File, plain.shape, plain.bytes.ToArray());
-        }
+        foreach ((string name, Tensor value) in tensors) writer.Add(name, value);
         writer.Save(path);
     }
 
@@ -86,15 +72,6 @@ internal static class TensorFile
     public static Dictionary<string, Tensor> Load(string path)
     {
         using SafetensorsFile file = SafetensorsFile.Open(path);
-        var found = new Dictionary<string, Tensor>();
-        foreach (string name in file.Names)
-        {
-            SafetensorsInfo info = file.Info(name);
-            ScalarType type = _types.First(t => t.File == info.Dtype).Torch;
-            Tensor made = empty(info.Shape.AsSpan(), type);
-            file.Bytes(name).CopyTo(made.bytes);
-            found[name] = made;
-        }
-        return found;
+        return file.Names.ToDictionary(name => name, name => file.Load(name));
     }
 }
