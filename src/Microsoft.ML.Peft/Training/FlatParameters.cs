@@ -120,7 +120,7 @@ internal sealed class FlatParameters : IDisposable
         foreach (Segment segment in _segments)
         {
             NamedParameter parameter = segment.Parameter;
-            if (!ReferenceEquals(parameter.Value, segment.View)) continue;
+            if (!ReferenceEquals(parameter.Value, segment.View) || segment.View.IsInvalid) continue;
             Tensor own = parameter.Value.detach().clone();
             own.requires_grad = parameter.Trainable;
             parameter.Replace(own);

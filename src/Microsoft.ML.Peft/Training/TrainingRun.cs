@@ -63,7 +63,8 @@ internal sealed class TrainingRun : IDisposable
         {
             _state.Stopped = null;
             FillCache();
-            Loop();
+            // Cancelled in the middle of an evaluation: that comes first.
+            if (_state.Step == 0 || AfterSteps()) Loop();
         }
         if (_options.KeepBest && _best is not null) _best.Restore();
         _model.Adaptation?.Finished();
@@ -75,34 +76,46 @@ internal sealed class TrainingRun : IDisposable
         using var queue = new BatchQueue(
             _plan, _state.Step, _options.Prefetch, _model.Backbone.Config, _options.PadToMultiple);
         while (_state.Stopped is null)
-        {
-            if (_options.CancellationToken.IsCancellationRequested || !Advance(queue))
-                _state.Stopped = _state.Step >= _plan.TotalSteps ? StopReason.Completed : StopReason.Cancelled;
-        }
-        if (_state.Stopped == StopReason.Cancelled && _state.Step > _stepsBefore && _store?.Newest != _state.Step) Save();
+            if (_options.CancellationToken.IsCancellationRequested || !Advance(queue)) Cancel();
+    }
+
+    private void Cancel()
+    {
+        _state.Stopped = StopReason.Cancelled;
+        if (_store is not null && _state.Step > 0 && _store.Newest != _state.Step) Save();
     }
 
     // One optimizer step with all that follows it; false where it was cancelled half-way or there is none.
     private bool Advance(BatchQueue queue)
     {
         ReadyStep? step = queue.Next();
-        if (step is null || !Step(step)) return false;
+        return step is not null && Step(step) && AfterSteps();
+    }
+
+    private bool AfterSteps()
+    {
         bool last = _state.Step >= _plan.TotalSteps;
         Evaluation? evaluation = null;
-        if (_validation is not null && (last || Due(_options.EvaluateEvery, step)))
+        if (_validation is not null && (last || Due(_options.EvaluateEvery)) && _state.Evaluations.LastOrDefault()?.Step != _state.Step)
         {
             evaluation = TryEvaluate();
-            if (evaluation is null) return false;
+            if (evaluation is null)
+            {
+                Cancel();
+                return false;
+            }
             Judge(evaluation);
         }
-        else if (step.Plan.EndsEpoch) Remember(ref _good);
+        else if (Due(0)) Remember(ref _good);
         if (last) _state.Stopped ??= StopReason.Completed;
-        if (_store is not null && (_state.Stopped is not null || Due(_options.CheckpointEvery, step))) Save();
-        if (evaluation is not null || last || _state.Step % _options.LogEvery == 0) Report(evaluation);
+        bool saved = evaluation is null && _store?.Newest == _state.Step;
+        if (_store is not null && !saved && (_state.Stopped is not null || Due(_options.CheckpointEvery))) Save();
+        if (evaluation is not null || (_state.Step > _stepsBefore && (last || _state.Step % _options.LogEvery == 0))) Report(evaluation);
         return true;
     }
 
-    private bool Due(int every, ReadyStep step) => every > 0 ? _state.Step % every == 0 : step.Plan.EndsEpoch;
+    // Zero steps: at the end of each epoch.
+    private bool Due(int every) => _state.Step % (every > 0 ? every : _plan.StepsAnEpoch) == 0;
 
     private bool Step(ReadyStep step)
     {

@@ -19,7 +19,7 @@ public class ResumeTests
     public void RemoveFolder() => Directory.Delete(_folder, recursive: true);
 
     // Dropout, accumulation, a warm-up, evaluations in mid-epoch and an early stop: all that a run remembers.
-    private TrainingOptions Options(string? folder)
+    private static TrainingOptions Options(string? folder)
     {
         TrainingOptions options = Tiny.Options(5);
         (options.Accumulation, options.EvaluateEvery, options.EarlyStoppingPatience) = (2, 4, 2);
@@ -157,24 +157,40 @@ public class ResumeTests
     [TestMethod]
     public void KilledWhileWritingItResumes()
     {
-        (byte[] bits, _) = Run(Options(null));
-        for (int delay = 300; delay <= 900; delay += 300)
+        (byte[] bits, TrainingResult whole) = Run(Options(null));
+        int cut = 0;
+        for (int attempt = 0; attempt < 4; attempt++)
         {
-            string folder = Path.Combine(_folder, $"killed-{delay}");
-            var start = new ProcessStartInfo("dotnet") { RedirectStandardOutput = true, RedirectStandardError = true };
-            foreach (string argument in (string[])["exec", "--runtimeconfig", RuntimeConfig(), typeof(ResumeTests).Assembly.Location, "train-forever", folder]) start.ArgumentList.Add(argument);
+            string folder = Path.Combine(_folder, $"killed-{attempt}");
+            Directory.CreateDirectory(folder);
+            var start = new ProcessStartInfo("dotnet") { RedirectStandardError = true };
+            foreach (string argument in (string[])["exec", typeof(ResumeTests).Assembly.Location, "train", folder]) start.ArgumentList.Add(argument);
             using Process process = Process.Start(start)!;
             var clock = Stopwatch.StartNew();
-            while (!Directory.Exists(Path.Combine(folder, "checkpoint-1")) && !Directory.Exists(Path.Combine(folder, "checkpoint-2")) && !process.HasExited && clock.Elapsed.TotalSeconds < 60) Thread.Sleep(2);
-            Thread.Sleep(delay % 97);
-            if (process.HasExited) Assert.Fail(process.StandardError.ReadToEnd());
+            while (!Directory.EnumerateDirectories(folder, "checkpoint-*").Any(d => !d.EndsWith(".tmp", StringComparison.Ordinal)))
+            {
+                if (process.HasExited || clock.Elapsed.TotalSeconds > 120) Assert.Fail("The child process wrote nothing: " + process.StandardError.ReadToEnd());
+                Thread.Sleep(1);
+            }
+            Thread.Sleep(7 * attempt);
             process.Kill();
             process.WaitForExit();
+            if (Directory.EnumerateDirectories(folder, $"checkpoint-{whole.Steps}").Any()) continue;
+            cut++;
             TrainingOptions options = Options(folder);
             options.Resume = true;
             (byte[] resumed, TrainingResult result) = Run(options);
             CollectionAssert.AreEqual(bits, resumed);
             Assert.AreEqual(0, result.Warnings.Count, string.Join(' ', result.Warnings));
         }
+        Assert.AreNotEqual(0, cut, "No child process was killed before its end.");
+    }
+
+    /// <summary>What the child process does.</summary>
+    internal static void TrainInChild(string folder)
+    {
+        TrainingOptions options = Options(folder);
+        (options.CheckpointEvery, options.KeepCheckpoints) = (1, 1);
+        Run(options);
     }
 }

@@ -19,8 +19,15 @@ internal sealed class TinyBackbone : Backbone
     public TinyBackbone(int layers = 2, int hidden = 16, int inner = 32, int vocabulary = 50, int maxTokens = 64, double dropout = 0.1, long seed = 7)
         : base(new BackboneConfig
         {
-            ModelType = "tiny", HiddenSize = hidden, LayerCount = layers, HeadCount = 1, IntermediateSize = inner,
-            VocabularySize = vocabulary, MaxTokens = maxTokens, HiddenDropout = dropout, Raw = new JsonObject(),
+            ModelType = "tiny",
+            HiddenSize = hidden,
+            LayerCount = layers,
+            HeadCount = 1,
+            IntermediateSize = inner,
+            VocabularySize = vocabulary,
+            MaxTokens = maxTokens,
+            HiddenDropout = dropout,
+            Raw = new JsonObject(),
         })
     {
         using var generator = new Generator((ulong)seed, CPU);
@@ -162,6 +169,11 @@ internal static class Tiny
 
     public static TrainingOptions Options(int epochs = 2) => new()
     {
-        Epochs = epochs, BatchSize = 4, LearningRate = 0.01, Seed = 11, LogEvery = 3, WarmupShare = 0.2,
+        Epochs = epochs,
+        BatchSize = 4,
+        LearningRate = 0.01,
+        Seed = 11,
+        LogEvery = 3,
+        WarmupShare = 0.2,
     };
 }

@@ -21,18 +21,19 @@ public partial class TrainingFixtureTests
         string text = config.ValueKind == JsonValueKind.Object ? config.GetRawText() : "";
         if (config.ValueKind == JsonValueKind.Object && config.TryGetProperty("variants", out JsonElement variants) && variants.ValueKind == JsonValueKind.Object)
         {
-            string[] calls = [.. variants.EnumerateObject().Select(v => v.Value.TryGetProperty("call", out JsonElement c) ? c.GetString()! : "")];
+            string[] calls = [.. variants.EnumerateObject().Select(v => Call(v.Value))];
             if (calls.Length > 0 && calls.All(c => Regex.IsMatch(c, @"^torch\.optim\.(AdamW|Adam|SGD)\("))) return (Optimizers, "");
             if (calls.Length > 0 && calls.All(c => Regex.IsMatch(c, @"torch\.nn\.utils\.clip_grad_"))) return (Clipping, "");
             if (calls.Any(c => c.Contains("optim", StringComparison.OrdinalIgnoreCase))) return (null, "optimizer of a later version");
         }
         if (text.Contains("transformers.get_scheduler(name", StringComparison.Ordinal)) return (Schedules, "");
-        if (text.Contains("\"losses\"", StringComparison.Ordinal) && config.GetProperty("losses").ValueKind == JsonValueKind.Object)
+        if (Has(config, "losses") && config.GetProperty("losses").ValueKind == JsonValueKind.Object)
         {
-            string calls = string.Join('\n', config.GetProperty("losses").EnumerateObject().Select(l => l.Value.GetProperty("call").GetString()));
-            if (calls.Contains("F.cross_entropy(logits", StringComparison.Ordinal)) return (CrossEntropies, "");
-            if (calls.Contains("F.binary_cross_entropy_with_logits(logits", StringComparison.Ordinal)) return (BinaryLosses, "");
-            if (calls.Contains("F.mse_loss", StringComparison.Ordinal)) return (Regressions, "");
+            string[] calls = [.. config.GetProperty("losses").EnumerateObject().Select(l => Call(l.Value))];
+            int entropies = calls.Count(c => Regex.IsMatch(c, @"^F\.cross_entropy\((logits|token_logits)\b"));
+            if (item.Has("in.labels") && 2 * entropies > calls.Length) return (CrossEntropies, "");
+            if (item.Has("in.targets") && calls.Any(c => c.StartsWith("F.binary_cross_entropy_with_logits(logits", StringComparison.Ordinal))) return (BinaryLosses, "");
+            if (item.Has("in.pred") && calls.Any(c => c.StartsWith("F.mse_loss", StringComparison.Ordinal))) return (Regressions, "");
             return (null, "loss of a later version");
         }
         if (item.Has("joint/grad.W")) return (Accumulation, "");
@@ -43,6 +44,9 @@ public partial class TrainingFixtureTests
             return (WholeRun, "");
         return (null, "not a part of the first training loop");
     }
+
+    private static string Call(JsonElement entry) =>
+        entry.ValueKind == JsonValueKind.Object && entry.TryGetProperty("call", out JsonElement call) && call.ValueKind == JsonValueKind.String ? call.GetString()! : "";
 
     private static bool Has(JsonElement element, string name) => element.ValueKind == JsonValueKind.Object && element.TryGetProperty(name, out _);
 
