@@ -44,7 +44,7 @@ internal sealed class FlatParameters : IDisposable
     public static FlatParameters Over(IEnumerable<NamedParameter> parameters)
     {
         NamedParameter[] trainable =
-            [.. parameters.Where(p => p.Trainable).OrderBy(p => p.Decay ? 0 : 1).ThenBy(p => p.RateFactor)];
+            [.. parameters.Where(p => p.Trainable).OrderBy(p => p.Decay ? 0 : 1).ThenBy(p => p.RateFactor).ThenBy(p => p.OwnRate ?? 0)];
         Check(trainable);
         using var off = no_grad();
         using var scope = NewDisposeScope();

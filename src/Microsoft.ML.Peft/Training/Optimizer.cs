@@ -47,11 +47,12 @@ public abstract class Optimizer : IDisposable
     internal FlatParameters Flat => _flat;
 
     /// <summary>Updates all parameters by their gradients and takes the gradients away.</summary>
-    /// <param name="rate">Learning rate of this step.</param>
-    public void Step(double rate)
+    /// <param name="rate">Learning rate of the run.</param>
+    /// <param name="schedule">The schedule's factor on all rates in this step.</param>
+    public void Step(double rate, double schedule = 1)
     {
         using var scope = NewDisposeScope();
-        Apply(GatherGradients(), rate);
+        Apply(GatherGradients(), rate, schedule);
         ClearGradients();
     }
 
@@ -63,8 +64,9 @@ public abstract class Optimizer : IDisposable
 
     /// <summary>Updates the parameters by gradients that <see cref="GatherGradients"/> gave.</summary>
     /// <param name="gradient">Gradients <c>[Length]</c>, clipped or not.</param>
-    /// <param name="rate">Learning rate of this step.</param>
-    public void Apply(Tensor gradient, double rate)
+    /// <param name="rate">Learning rate of the run.</param>
+    /// <param name="schedule">The schedule's factor on all rates in this step.</param>
+    public void Apply(Tensor gradient, double rate, double schedule = 1)
     {
         using var off = no_grad();
         int count = _flat.Segments.Count;
@@ -77,7 +79,7 @@ public abstract class Optimizer : IDisposable
                 continue;
             }
             while (!Separate && next < count && Alike(first, next)) next++;
-            Update(first, next, gradient, rate);
+            Update(first, next, gradient, rate, schedule);
             first = next;
         }
     }
@@ -86,10 +88,10 @@ public abstract class Optimizer : IDisposable
     {
         FlatParameters.Segment first = _flat.Segments[a], second = _flat.Segments[b];
         return second.HasGradient && _steps[a] == _steps[b] && first.Parameter.Decay == second.Parameter.Decay
-            && first.Parameter.RateFactor == second.Parameter.RateFactor;
+            && first.Parameter.RateFactor == second.Parameter.RateFactor && first.Parameter.OwnRate == second.Parameter.OwnRate;
     }
 
-    private void Update(int first, int next, Tensor gradient, double rate)
+    private void Update(int first, int next, Tensor gradient, double rate, double schedule)
     {
         using var scope = NewDisposeScope();
         FlatParameters.Segment head = _flat.Segments[first], tail = _flat.Segments[next - 1];
@@ -98,7 +100,7 @@ public abstract class Optimizer : IDisposable
         Update(
             _flat.Values.narrow(0, start, length), gradient.narrow(0, start, length),
             Array.ConvertAll(_state, s => s.narrow(0, start, length)), _steps[first],
-            rate * head.Parameter.RateFactor, head.Parameter.Decay ? WeightDecay : 0);
+            (head.Parameter.OwnRate ?? rate * head.Parameter.RateFactor) * schedule, head.Parameter.Decay ? WeightDecay : 0);
     }
 
     /// <summary>Updates a stretch of the buffer in place.</summary>

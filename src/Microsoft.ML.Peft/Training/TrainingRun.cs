@@ -121,7 +121,7 @@ internal sealed class TrainingRun : IDisposable
     {
         long began = Stopwatch.GetTimestamp();
         double count = step.Plan.MicroBatches.Sum(rows => rows.Sum(_objective.Count));
-        double rate = _rate * _schedule.Factor(_state.Step);
+        double schedule = _schedule.Factor(_state.Step);
         using var scope = NewDisposeScope();
         Tensor total = zeros(1, device: _model.Backbone.Device);
         for (int i = 0; i < step.Batches.Count; i++)
@@ -141,11 +141,11 @@ internal sealed class TrainingRun : IDisposable
         if (!float.IsFinite(seen[0]) || !float.IsFinite(seen[1])) throw Diverged(step, seen);
         double factor = _options.MaxGradNorm > 0 ? GradientClip.Factor(seen[1], _options.MaxGradNorm) : 1;
         if (factor < 1) gradient.mul_(factor);
-        _optimizer.Apply(gradient, rate);
+        _optimizer.Apply(gradient, _rate, schedule);
         _optimizer.ClearGradients();
         _model.Adaptation?.AfterStep(_state.Step);
         _optimizer.Refresh(_model.Parameters);
-        Record(step, seen, rate);
+        Record(step, seen, _rate * schedule);
         _state.TrainingSeconds += Stopwatch.GetElapsedTime(began).TotalSeconds;
         AfterStep?.Invoke(_state.Step);
         return true;
