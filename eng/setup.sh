@@ -91,7 +91,11 @@ fi
 # The stand-in for TorchSharp needs the bridge; the real one brings its own native part.
 if [ "$source" = local ] || [ "${PeftPackages:-}" = local ]; then
     ./eng/native.sh
-    if uses_debian_libtorch && ! compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0" >/dev/null; then
-        say "WARNING: no libopenblas0-openmp: matrix products will be many times slower than they could be"
+    if ! uses_debian_libtorch; then
+        say "BLAS: libtorch's own"
+    elif openblas=$(compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0"); then
+        say "BLAS: OpenBLAS with OpenMP threads ($openblas)"
+    else
+        say "WARNING: no libopenblas0-openmp, so matrix products will be many times slower than they could be: install it"
     fi
 fi

@@ -1,8 +1,8 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 using Microsoft.VisualStudio.TestTools.UnitTesting;
 using TorchSharp;
-using static TorchSharp.torch;
 using static Microsoft.ML.Peft.Tests.Seam.TorchSharpTests;
+using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.Seam;
 
