@@ -93,9 +93,10 @@ internal static class InspectCommand
 
     private static void Machine()
     {
+        int threads = CpuThreads.UseCores();
         double speed = BlasReport.Measure();
         Print("machine", [
-            ("processors", Environment.ProcessorCount), ("libtorch threads", torch.get_num_threads()),
+            ("processors", Environment.ProcessorCount), ("libtorch threads", threads),
             ("BLAS", BlasReport.Loaded()), ("matrix products", $"{speed:0} GFLOP/s (2048x384x1536, float32)"),
             ("CUDA devices", torch.cuda.is_available() ? torch.cuda.device_count() : 0),
         ]);

@@ -34,6 +34,7 @@ public static class BackboneLoader
     /// <exception cref="CheckpointFormatException">The configuration is not understood, or tensors are missing or of another shape; all of them are named.</exception>
     public static Backbone Load(CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32)
     {
+        CpuThreads.UseCores();
         JsonObject raw = ReadConfig(folder.Files);
         Family family = FamilyOf(raw, folder.Description);
         folder.Prefix = family.Prefix + ".";
