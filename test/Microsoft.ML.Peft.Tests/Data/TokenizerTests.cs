@@ -205,6 +205,50 @@ public sealed class TokenizerTests
 
     [TestMethod]
     [TestCategory("Fixtures")]
+    public void EveryCheckpointFolderWithATokenizerLoads()
+    {
+        int loaded = 0;
+        foreach (string root in new[] { Shared.Fixtures, Path.Combine(Shared.Root, "weights") })
+        {
+            foreach (string config in Directory.EnumerateFiles(root, "config.json", SearchOption.AllDirectories))
+            {
+                string folder = Path.GetDirectoryName(config)!;
+                if (!new[] { "tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model" }.Any(name => File.Exists(Path.Combine(folder, name))))
+                    continue;
+                var tokenizer = TextTokenizer.Load(folder);
+                var encoding = tokenizer.Encode("Hello, world", null, 9);
+                Assert.IsTrue(encoding.Count is > 0 and <= 9, folder);
+                Assert.IsTrue(encoding.Ids.All(id => id >= 0 && id < tokenizer.VocabularySize), folder);
+                CollectionAssert.Contains(TextTokenizer.FileNames(new FolderFileSet(folder)).ToArray(), File.Exists(Path.Combine(folder, "tokenizer.json")) ? "tokenizer.json" : "vocab.txt");
+                loaded++;
+            }
+        }
+        Console.WriteLine($"{loaded} folders.");
+        Assert.IsGreaterThan(0, loaded);
+    }
+
+    [TestMethod]
+    [DataRow(@"(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+")]
+    [DataRow(@"[!""#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")]
+    [DataRow(@" ?[^(\s|[.,!?…。，、।۔،])]+")]
+    [DataRow(@"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\s+")]
+    [DataRow(@"\p{Han}+|[一-龥぀-ゟ゠-ヿ]+|\S")]
+    public void PatternsOfPublishedTokenizers(string pattern)
+    {
+        string text = "Hello  world's 1234, (été) 我爱 ok!\n\n𝒳?";
+        int[] points = AlignedText.CodePoints(text);
+        var matches = new RegexPattern(RegexDialect.Translate(pattern)).Matches(points);
+        Assert.IsNotEmpty(matches);
+        int done = 0;
+        foreach (var (from, to) in matches)
+        {
+            Assert.IsTrue(from >= done && to > from && to <= points.Length);
+            done = to;
+        }
+    }
+
+    [TestMethod]
+    [TestCategory("Fixtures")]
     public void RealMiniLm()
     {
         var texts = JsonNode.Parse(File.ReadAllText(Path.Combine(Shared.Fixtures, "text-backbones", "minilm", "texts.json")))!;

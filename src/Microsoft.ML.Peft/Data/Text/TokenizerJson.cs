@@ -96,12 +96,14 @@ internal static class TokenizerJson
                 return new SplitPreTokenizer(new CharPattern(Unicode.IsPunctuation), Behavior(node["behavior"], SplitBehavior.Isolated));
             case "Digits":
                 return new SplitPreTokenizer(new CharPattern(Unicode.IsNumber), node["individual_digits"].Flag(false) ? SplitBehavior.Isolated : SplitBehavior.Contiguous);
+            case "UnicodeScripts":
+                return new ScriptPreTokenizer();
             case "CharDelimiterSplit":
                 return new SplitPreTokenizer(new LiteralPattern(node["delimiter"].Text()), SplitBehavior.Removed);
             case "Split":
                 return new SplitPreTokenizer(TextPattern.Parse(node["pattern"]), Behavior(node["behavior"], null), node["invert"].Flag(false));
             default:
-                throw Malformed.Kind(node, type, "Sequence, BertPreTokenizer, Whitespace, WhitespaceSplit, ByteLevel, Metaspace, Punctuation, Digits, CharDelimiterSplit, Split");
+                throw Malformed.Kind(node, type, "Sequence, BertPreTokenizer, Whitespace, WhitespaceSplit, ByteLevel, Metaspace, Punctuation, Digits, UnicodeScripts, CharDelimiterSplit, Split");
         }
     }
 

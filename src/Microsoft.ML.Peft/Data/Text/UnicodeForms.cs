@@ -9,6 +9,7 @@ namespace Microsoft.ML.Peft.Data;
 internal static class UnicodeForms
 {
     private static readonly ConcurrentDictionary<(int, bool), int[]> Decompositions = new();
+    private static int known;
 
     /// <summary>Normalises to NFC, NFD, NFKC or NFKD.</summary>
     public static AlignedText Apply(AlignedText source, NormalizationForm form)
@@ -73,7 +74,7 @@ internal static class UnicodeForms
         var parts = new List<(int C, int Change)>(run.Length * 2);
         foreach (int c in run)
         {
-            int[] parted = Decompositions.Count > 20_000 ? Decomposition(c, compatible) : Decompositions.GetOrAdd((c, compatible), static key => Decomposition(key.Item1, key.Item2));
+            int[] parted = Parts(c, compatible);
             for (int i = 0; i < parted.Length; i++)
                 parts.Add((parted[i], i == 0 ? 0 : 1));
         }
@@ -102,7 +103,7 @@ internal static class UnicodeForms
         {
             int change = 0;
             bool first = true;
-            foreach (int part in Decomposition(c, compatible: false))
+            foreach (int part in Parts(c, compatible: false))
             {
                 int at = Unused(parts, used, head, part);
                 if (at < 0)
@@ -127,6 +128,16 @@ internal static class UnicodeForms
                 return at;
         }
         return -1;
+    }
+
+    private static int[] Parts(int c, bool compatible)
+    {
+        if (Decompositions.TryGetValue((c, compatible), out int[]? parts))
+            return parts;
+        parts = Decomposition(c, compatible);
+        if (Interlocked.Increment(ref known) < 20_000)
+            Decompositions[(c, compatible)] = parts;
+        return parts;
     }
 
     private static int[] Decomposition(int c, bool compatible) =>
