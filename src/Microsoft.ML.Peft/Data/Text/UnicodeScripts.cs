@@ -82,7 +82,7 @@ internal static class UnicodeScripts
     }
 }
 
-/// <summary>Splits where the script changes.</summary>
+/// <summary>Splits where the script changes; what stands before the first character that has a script goes.</summary>
 internal sealed class ScriptPreTokenizer : PreTokenizer
 {
     public override void Apply(TextPieces pieces)
@@ -91,20 +91,22 @@ internal sealed class ScriptPreTokenizer : PreTokenizer
         var text = pieces.Text.Span;
         foreach (var (from, to) in pieces.Spans)
         {
-            int start = from, last = -1;
+            int start = -1, last = UnicodeScripts.Any;
             for (int i = from; i < to; i++)
             {
                 int script = UnicodeScripts.Of(text[i]);
                 if (script == UnicodeScripts.Any)
                     continue;
-                if (script != last && i > start)
+                if (script != last)
                 {
-                    result.Add((start, i));
+                    if (start >= 0)
+                        result.Add((start, i));
                     start = i;
                 }
                 last = script;
             }
-            result.Add((start, to));
+            if (start >= 0)
+                result.Add((start, to));
         }
         pieces.Spans = result;
     }
