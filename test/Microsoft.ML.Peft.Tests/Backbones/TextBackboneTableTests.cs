@@ -1,0 +1,163 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json;
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Data;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tests.Backbones;
+
+/// <summary>Published geometries, activations, positions and buckets, and the real MiniLM, against fixtures/text-backbones.</summary>
+[TestClass]
+[TestCategory("Fixtures")]
+public sealed class TextBackboneTableTests
+{
+    public TestContext TestContext { get; set; } = null!;
+
+    private static string Area => Path.Combine(Shared.Fixtures, "text-backbones");
+
+    [TestMethod]
+    public void PublishedGeometriesHaveTheirParameters()
+    {
+        JsonObject models = JsonNode.Parse(File.ReadAllText(Path.Combine(Shared.Root, "fixtures", "text-backbones", "parameter-counts.json")))!["models"]!.AsObject();
+        int compared = 0;
+        foreach ((string name, JsonNode? model) in models)
+        {
+            JsonObject config = model!["config"]!.AsObject();
+            if (!BackboneLoader.ModelTypes.Contains((string)config["model_type"]!)) continue;
+            if (!((string)model["class"]!).EndsWith("Model", StringComparison.Ordinal)) continue;
+            using var scope = NewDisposeScope();
+            var shapes = new Shapes();
+            using Backbone backbone = BackboneLoader.Build(config, shapes);
+            Assert.AreEqual((long)model["parameters"]!, backbone.ParameterCount, name);
+            Assert.AreEqual((int)model["tensors"]!, shapes.Count, name);
+            foreach ((string tensor, JsonNode? shape) in model["first_layer_shapes"]!.AsObject())
+                if (shapes.ByName.TryGetValue(tensor, out long[]? found))
+                    CollectionAssert.AreEqual(shape!.AsArray().Select(s => (long)s!).ToArray(), found, $"{name} {tensor}");
+            compared++;
+        }
+        TestContext.WriteLine($"{compared} of {models.Count} geometries");
+        Assert.IsGreaterThan(0, compared);
+    }
+
+    // Any shape in one number of memory.
+    private sealed class Shapes : IWeightSource
+    {
+        public Dictionary<string, long[]> ByName { get; } = [];
+
+        public int Count => ByName.Count;
+
+        public bool Has(string name) => true;
+
+        public Tensor Load(string name, params long[] shape)
+        {
+            ByName[name] = shape;
+            return empty([1]).expand(shape);
+        }
+    }
+
+    [TestMethod]
+    public void ActivationsEqualReference()
+    {
+        using var c = new FixtureCase(Path.Combine(Shared.Root, "fixtures", "text-backbones", "tables"));
+        using var scope = NewDisposeScope();
+        var worst = new Worst();
+        Tensor x = c["activation.x"];
+        foreach (string name in c.Names.Where(n => n.StartsWith("activation.", StringComparison.Ordinal) && n != "activation.x"))
+            worst.Compare(name, Activations.Get(name["activation.".Length..])(x), c[name], 2e-6);
+        worst.Done(TestContext);
+    }
+
+    [TestMethod]
+    public void PositionsAndBucketsEqualReference()
+    {
+        using var c = new FixtureCase(Path.Combine(Shared.Root, "fixtures", "text-backbones", "tables"));
+        using var scope = NewDisposeScope();
+        Tensor ids = c["roberta.ids"];
+        using (Backbone roberta = Open("roberta-seqcls"))
+        {
+            Tensor positions = Seen(roberta, SiteRole.PositionEmbedding, ids);
+            CollectionAssert.AreEqual(Numbers(c["roberta.position_ids"]), Numbers(positions));
+        }
+        using Backbone mpnet = Open("mpnet-seqcls");
+        long tokens = mpnet.Config.MaxTokens;
+        Tensor buckets = Seen(mpnet, SiteRole.RelativePosition, full([1, tokens], 5L, dtype: ScalarType.Int64));
+        var table = Numbers(c["buckets.delta"]).Zip(Numbers(c["buckets.mpnet"])).ToDictionary(p => p.First, p => p.Second);
+        long[] found = Numbers(buckets);
+        for (long q = 0; q < tokens; q++)
+            for (long k = 0; k < tokens; k++)
+                Assert.AreEqual(table[k - q], found[q * tokens + k], $"bucket of {k - q}");
+    }
+
+    private static Backbone Open(string name)
+    {
+        using CheckpointFolder folder = CheckpointFolder.Open(Path.Combine(Shared.Root, "fixtures", "text-backbones", name, "model"));
+        return BackboneLoader.Load(folder);
+    }
+
+    private static long[] Numbers(Tensor tensor) => tensor.reshape(-1).to_type(ScalarType.Int64).contiguous().data<long>().ToArray();
+
+    // What a table is asked for: a patch around it looks at its input.
+    private static Tensor Seen(Backbone backbone, SiteRole role, Tensor ids)
+    {
+        var look = new Look();
+        var table = new PatchTable([KeyValuePair.Create<Site, Patch>(backbone.Sites.First(s => s.Role == role), look)]);
+        using var off = no_grad();
+        backbone.Forward(new TokenBatch(ids, ones_like(ids)), new Pass(table));
+        return look.Input!;
+    }
+
+    private sealed class Look : WeightPatch
+    {
+        public Tensor? Input { get; private set; }
+
+        public override bool Trainable => false;
+
+        public override PatchForm Form => PatchForm.Around;
+
+        public override Tensor Around(Tensor x, Func<Tensor, Tensor> next, Pass pass)
+        {
+            Input = x;
+            return next(x);
+        }
+    }
+
+    [TestMethod]
+    public void RealMiniLmEqualsReference()
+    {
+        string folder = Path.Combine(Shared.Root, "fixtures", "text-backbones", "minilm");
+        using var c = new FixtureCase(folder);
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        double tolerance = c.Json.GetProperty("tolerance").GetDouble();
+        int longest = c.Json.GetProperty("config").GetProperty("max_length").GetInt32();
+        string weights = Path.Combine(Shared.Root, c.Text("base")!);
+        using CheckpointFolder checkpoint = CheckpointFolder.Open(weights);
+        using Backbone backbone = BackboneLoader.Load(checkpoint);
+        TextTokenizer tokenizer = TextTokenizer.Load(checkpoint.Files);
+        JsonElement texts = JsonDocument.Parse(File.ReadAllText(Path.Combine(folder, "texts.json"))).RootElement;
+        foreach (JsonElement pair in texts.GetProperty("pairs").EnumerateArray())
+            CollectionAssert.AreEqual(
+                pair.GetProperty("ids").EnumerateArray().Select(i => i.GetInt32()).ToArray(),
+                tokenizer.Encode(pair.GetProperty("first").GetString()!, pair.GetProperty("second").GetString(), longest).Ids);
+        var worst = new Worst();
+        var batch = new TokenBatch(c["input_ids"], c["attention_mask"]);
+        var pass = new Pass { KeepHiddenStates = true };
+        BackboneOutput output = backbone.Forward(batch, pass);
+        for (int i = 0; i < output.HiddenStates!.Count; i++)
+            worst.Compare($"norms of hidden state {i}", output.HiddenStates[i].norm(dim: -1), c["hidden_states.norm"].select(1, i), tolerance * 20, batch.Mask);
+        worst.Compare("last hidden state, first 8", output.Last.narrow(2, 0, 8), c["last_hidden_state.first8"], tolerance, batch.Mask);
+        worst.Compare("pooler", backbone.Pool(output, pass), c["pooler_output"], tolerance);
+        Tensor mask = batch.Mask.to_type(ScalarType.Float32).unsqueeze(-1);
+        Tensor mean = (output.Last * mask).sum(1L) / mask.sum(1L);
+        worst.Compare("mean pooled", mean, c["mean_pooled"], tolerance);
+        Tensor embeddings = mean / mean.norm(dim: -1).unsqueeze(-1);
+        worst.Compare("embeddings", embeddings, c["embeddings"], tolerance);
+        worst.Compare("cosines", embeddings.matmul(embeddings.t()), c["cosine"], tolerance);
+        worst.Done(TestContext);
+    }
+}
