@@ -9,6 +9,10 @@ namespace Microsoft.ML.Data;
 /// <summary>A member of a class that is a column.</summary>
 internal sealed class MemberColumn
 {
+    // Compiled once: every cursor uses the same.
+    private Delegate _reader;
+    private Delegate _writer;
+
     private MemberColumn(string name, DataViewType type, MemberInfo member, DataViewSchema.Annotations annotations)
     {
         Name = name;
@@ -78,14 +82,18 @@ internal sealed class MemberColumn
     }
 
     /// <summary>Reads the member of an object.</summary>
-    internal Func<TRow, TValue> Reader<TRow, TValue>()
+    internal Func<TRow, TValue> Reader<TRow, TValue>() => (Func<TRow, TValue>)(_reader ??= MakeReader<TRow, TValue>());
+
+    private Func<TRow, TValue> MakeReader<TRow, TValue>()
     {
         var row = Expression.Parameter(typeof(TRow));
         return Expression.Lambda<Func<TRow, TValue>>(Expression.MakeMemberAccess(row, Member), row).Compile();
     }
 
     /// <summary>Writes the member of an object.</summary>
-    internal Action<TRow, TValue> Writer<TRow, TValue>()
+    internal Action<TRow, TValue> Writer<TRow, TValue>() => (Action<TRow, TValue>)(_writer ??= MakeWriter<TRow, TValue>());
+
+    private Action<TRow, TValue> MakeWriter<TRow, TValue>()
     {
         var row = Expression.Parameter(typeof(TRow));
         var value = Expression.Parameter(typeof(TValue));
@@ -100,6 +108,9 @@ internal sealed class MemberColumn
             return Text(Reader<TRow, string>(), current);
         if (memberType == typeof(string[]))
             return Texts(Reader<TRow, string[]>(), current);
+        // The real library lacks this one type of keys, and says so from within a reflected call.
+        if (Type is KeyDataViewType && memberType == typeof(ushort))
+            throw new TargetInvocationException(new InvalidOperationException());
         string method = memberType.IsArray ? nameof(FromArray) : Type is VectorDataViewType ? nameof(FromBuffer) : Type is KeyDataViewType ? nameof(FromKey) : nameof(Direct);
         return ColumnTypeExtensions.InvokeGeneric<Delegate>(typeof(MemberColumn), this, method, [typeof(TRow), Type.GetItemType().RawType], current);
     }
@@ -144,7 +155,6 @@ internal sealed class MemberColumn
     // Objects count categories from 0, columns from 1: 0 is the missing key. What lies outside is missing.
     private Delegate FromKey<TRow, TItem>(Func<TRow> current)
     {
-        Contracts.Check(typeof(TItem) == typeof(ulong) || typeof(TItem) == typeof(uint) || typeof(TItem) == typeof(byte), "A key member is a byte, uint or ulong.");
         var read = Reader<TRow, TItem>();
         ulong count = Type.GetKeyCount();
         return (ValueGetter<TItem>)((ref TItem value) =>

@@ -42,14 +42,17 @@ internal sealed class RowToRowMapperTransform : IDataTransform, IRowToRowMapper
     public DataViewRowCursor GetRowCursor(IEnumerable<DataViewSchema.Column> columnsNeeded, Random rand = null)
     {
         var active = ActiveColumns.Of(OutputSchema, columnsNeeded);
-        return new Cursor(_host, Source.GetRowCursor(InputsFor(active), rand), this, active);
+        // The real library reads ahead on several threads where a column of the mapper's is asked for, through a cursor that
+        // refuses inactive columns in words of its own.
+        bool readsAhead = _bindings.AddedColumnIndices.Any(index => active[index]);
+        return new Cursor(_host, Source.GetRowCursor(InputsFor(active), rand), this, active, readsAhead);
     }
 
     public DataViewRowCursor[] GetRowCursorSet(IEnumerable<DataViewSchema.Column> columnsNeeded, int n, Random rand = null)
     {
         var active = ActiveColumns.Of(OutputSchema, columnsNeeded);
         var inputs = Source.GetRowCursorSet(InputsFor(active), n, rand);
-        return Array.ConvertAll(inputs, input => (DataViewRowCursor)new Cursor(_host, input, this, active));
+        return Array.ConvertAll(inputs, input => (DataViewRowCursor)new Cursor(_host, input, this, active, readsAhead: false));
     }
 
     private DataViewSchema.Column[] InputsFor(bool[] active)
@@ -109,13 +112,15 @@ internal sealed class RowToRowMapperTransform : IDataTransform, IRowToRowMapper
     {
         private readonly RowToRowMapperTransform _parent;
         private readonly bool[] _active;
+        private readonly bool _readsAhead;
         private readonly Delegate[] _getters;
         private Action _disposer;
 
-        internal Cursor(IChannelProvider provider, DataViewRowCursor input, RowToRowMapperTransform parent, bool[] active) : base(provider, input)
+        internal Cursor(IChannelProvider provider, DataViewRowCursor input, RowToRowMapperTransform parent, bool[] active, bool readsAhead) : base(provider, input)
         {
             _parent = parent;
             _active = active;
+            _readsAhead = readsAhead;
             _getters = parent._mapper.CreateGetters(input, parent.Outputs(active), out _disposer);
         }
 
@@ -129,6 +134,7 @@ internal sealed class RowToRowMapperTransform : IDataTransform, IRowToRowMapper
 
         public override ValueGetter<TValue> GetGetter<TValue>(DataViewSchema.Column column)
         {
+            Ch.CheckParam(!_readsAhead || IsColumnActive(column), nameof(column), "requested column not active.");
             Ch.Check(IsColumnActive(column));
             int index = _parent._bindings.MapColumnIndex(out bool isSource, column.Index);
             return isSource ? Input.GetGetter<TValue>(Input.Schema[index]) : Typed<TValue>(_getters[index]);

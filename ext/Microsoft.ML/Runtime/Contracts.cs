@@ -9,9 +9,11 @@ internal static class Contracts
 
     private static TException Process<TException>(TException ex, IExceptionContext ctx = null) where TException : Exception
     {
-        ex.Data[IsMarkedKey] = true;
+        Mark(ex);
         return ctx == null ? ex : ctx.Process(ex);
     }
+
+    internal static void Mark(Exception ex) => ex.Data[IsMarkedKey] = 1;
 
     internal static bool IsMarked(this Exception ex) => ex.Data.Contains(IsMarkedKey);
 

@@ -63,7 +63,7 @@ internal sealed class Host : IHost, IHostEnvironmentInternal, ICancelable
 
     public bool IsCanceled { get; private set; }
 
-    public string ContextDescription => FullName ?? "HostEnvironment";
+    public string ContextDescription => "HostEnvironment";
 
     public IHost Register(string name, int? seed = null, bool? verbose = null)
     {
@@ -99,10 +99,9 @@ internal sealed class Host : IHost, IHostEnvironmentInternal, ICancelable
     {
         if (ex != null)
         {
-            ex.Data["Throwing component"] = Name ?? "Environment";
-            if (ParentFullName != null)
-                ex.Data["Parent component"] = ParentFullName;
-            ex.Data[Contracts.IsMarkedKey] = true;
+            // Every host says so, whatever its name.
+            ex.Data["Throwing component"] = "Environment";
+            Contracts.Mark(ex);
         }
         return ex;
     }
@@ -148,9 +147,13 @@ internal sealed class Host : IHost, IHostEnvironmentInternal, ICancelable
 
         public TException Process<TException>(TException ex) where TException : Exception
         {
-            host.Process(ex);
             if (ex != null)
+            {
+                ex.Data["Throwing component"] = host.Name;
+                ex.Data["Parent component"] = host.ParentFullName;
                 ex.Data["Phase"] = name;
+                Contracts.Mark(ex);
+            }
             return ex;
         }
 

@@ -9,12 +9,11 @@ internal static class LineReader
 {
     internal readonly record struct Line(string Path, long Number, string Text);
 
-    /// <summary>The first lines, the header among them, to learn from: so many, or two.</summary>
-    internal static IEnumerable<string> FirstLines(IMultiStreamSource source, TextFormat format, int count)
+    /// <summary>The first lines, the header among them, to learn from; two at least, where there are as many.</summary>
+    internal static string[] FirstLines(IMultiStreamSource source, TextFormat format, int count)
     {
         try
         {
-            // The real one reads two lines at least, and so finds what is wrong with the second.
             return [.. Read(source, format, skipHeader: false).Select(line => line.Text).Take(Math.Max(2, count))];
         }
         catch (EndOfStreamException ex)

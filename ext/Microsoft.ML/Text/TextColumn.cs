@@ -41,19 +41,42 @@ internal sealed class TextColumn
 
     internal int FixedSize { get; }
 
-    internal static TextColumn[] Bind(IHost host, TextFormat format, TextLoader.Column[] columns, IMultiStreamSource sample)
+    /// <summary>Whether a column reaches to the end of lines that are all of one size, which a sample has to tell.</summary>
+    internal static bool NeedInputSize(IExceptionContext context, TextLoader.Column[] columns)
     {
         foreach (var column in columns)
-            host.CheckUserArg(column.Source is { Length: > 0 }, "Source", "Must specify some source column indices");
-        bool needsSize = columns.Any(column => column.Source.Any(range => range.AutoEnd && range.Max == null));
-        int inputSize = needsSize && format.InputSize == 0 ? FindInputSize(host, format, sample) : format.InputSize;
+            context.CheckUserArg(column.Source is { Length: > 0 }, "Source", "Must specify some source column indices");
+        return columns.Any(column => column.Source.Any(range => range.AutoEnd && range.Max == null));
+    }
 
-        var segments = columns.Select(column => column.Source.Select(range => SegmentOf(host, range, inputSize)).ToArray()).ToArray();
-        var others = columns.SelectMany((column, i) => column.Source.Select((range, j) => (Column: i, Range: j, range.AllOther))).Where(at => at.AllOther).ToArray();
-        host.CheckUserArg(others.Length <= 1, "AllOther", "At most one all other range can be specified");
-        foreach (var other in others)
-            segments[other.Column] = WithoutTaken(host, segments, other.Column, other.Range);
-        return [.. columns.Select((column, i) => new TextColumn(host, host.CheckNonWhiteSpace(column.Name, nameof(column.Name)).Trim(), ItemTypeOf(column), segments[i]))];
+    internal static TextColumn[] Bind(IExceptionContext context, TextLoader.Column[] columns, int inputSize)
+    {
+        var segments = new Segment[columns.Length][];
+        var bound = new TextColumn[columns.Length];
+        (int Column, int Range) other = (-1, -1);
+        for (int i = 0; i < columns.Length; i++)
+        {
+            string name = context.CheckNonWhiteSpace(columns[i].Name, nameof(TextLoader.Column.Name)).Trim();
+            var itemType = ItemTypeOf(columns[i]);
+            segments[i] = new Segment[columns[i].Source.Length];
+            for (int j = 0; j < segments[i].Length; j++)
+            {
+                if (columns[i].Source[j].AllOther)
+                {
+                    context.CheckUserArg(other.Column < 0, "AllOther", "At most one all other range can be specified");
+                    other = (i, j);
+                }
+                segments[i][j] = SegmentOf(context, columns[i].Source[j], inputSize);
+            }
+            if (other.Column != i)
+                bound[i] = new TextColumn(context, name, itemType, segments[i]);
+        }
+        if (other.Column >= 0)
+        {
+            var column = columns[other.Column];
+            bound[other.Column] = new TextColumn(context, column.Name.Trim(), ItemTypeOf(column), WithoutTaken(context, segments, other.Column, other.Range));
+        }
+        return bound;
     }
 
     private static PrimitiveDataViewType ItemTypeOf(TextLoader.Column column)
@@ -82,15 +105,34 @@ internal sealed class TextColumn
         return range.VariableEnd ? new Segment(range.Min, TextFormat.MaxFields, true) : new Segment(range.Min, range.Min + 1, range.ForceVector);
     }
 
-    private static int FindInputSize(IHost host, TextFormat format, IMultiStreamSource sample)
+    internal static int FindInputSize(IHost host, TextFormat format, string[] lines)
     {
-        var scanner = new FieldScanner(format, MaxNeeded, null);
-        int[] sizes = [.. LineReader.FirstLines(sample, format, 100)
-            .Select(line => format.TrimWhitespace ? line.TrimEnd() : line).Where(line => line.Length > 0)
-            .Select(line => scanner.Scan(line.AsMemory())).Where(size => size > 0).Distinct()];
+        int[] sizes;
+        using (var stats = new FormatErrors(host))
+        {
+            var scanner = new FieldScanner(format, MaxNeeded, stats.Count);
+            sizes = [.. lines.Select(line => format.TrimWhitespace ? line.TrimEnd() : line).Where(line => line.Length > 0)
+                .Select(line => scanner.Scan(line.AsMemory())).Where(size => size > 0).Distinct()];
+        }
         host.CheckUserArg(sizes.Length > 0, "Source", "Can't determine the number of source columns without valid data");
         host.CheckUserArg(sizes.Length == 1, "Source", "The size of input lines is not consistent");
         return sizes[0];
+    }
+
+    // While the loader learns from lines, their errors are counted, not shown.
+    private sealed class FormatErrors(IHost host) : IDisposable
+    {
+        private readonly IChannel _channel = host.Start("ParseStats");
+        private int _count;
+
+        internal void Count(int from, int to, string what) => _count++;
+
+        public void Dispose()
+        {
+            if (_count > 0)
+                _channel.Info(MessageSensitivity.Unknown, $"Processed 0 rows with 0 bad values and {_count} format errors");
+            _channel.Dispose();
+        }
     }
 
     private const int MaxNeeded = int.MaxValue;
@@ -119,9 +161,13 @@ internal sealed class TextColumn
     /// <summary>The schema, with the header's names as slot names of vectors of known size.</summary>
     internal static DataViewSchema SchemaOf(IHost host, TextFormat format, TextColumn[] columns, string header)
     {
-        var scanner = new FieldScanner(format, MaxNeeded, null);
+        FieldScanner scanner = new(format, MaxNeeded, null);
         if (!string.IsNullOrEmpty(header))
+        {
+            using var stats = new FormatErrors(host);
+            scanner = new FieldScanner(format, MaxNeeded, stats.Count);
             scanner.Scan(header.AsMemory());
+        }
         var builder = new DataViewSchema.Builder();
         foreach (var column in columns)
         {
@@ -139,8 +185,12 @@ internal sealed class TextColumn
         int found = 0, start = 0;
         foreach (var (min, lim, _) in Segments)
         {
-            for (int i = header.FirstAtOrAfter(min); i < header.Count && header.Index(i) < lim; i++, found++)
-                names[start + header.Index(i) - min] = header.Text(i).ToString().Trim().AsMemory();
+            for (int i = header.FirstAtOrAfter(min); i < header.Count && header.Index(i) < lim; i++)
+            {
+                string name = header.Text(i).ToString().Trim();
+                names[start + header.Index(i) - min] = name.AsMemory();
+                found += name.Length > 0 ? 1 : 0;
+            }
             start += lim - min;
         }
         return found == 0 ? null : new VBuffer<ReadOnlyMemory<char>>(size, names);

@@ -29,9 +29,16 @@ public sealed partial class TextLoader : IDataLoader<IMultiStreamSource>
         options = EmbeddedOptions.Resolve(_host, options ?? new Options(), dataSample);
         var headerFile = string.IsNullOrWhiteSpace(options.HeaderFile) ? null : new MultiFileSource(options.HeaderFile);
         _format = TextFormat.Of(_host, options, hasHeader: headerFile == null && options.HasHeader);
-        _columns = TextColumn.Bind(_host, _format, options.Columns, dataSample);
+        // The lines to learn from: the header's, and a sample where a column reaches to the end of the line.
+        string[] lines = headerFile == null ? [] : LineReader.FirstLines(headerFile, _format, 1);
+        bool needsSize = _format.InputSize == 0 && TextColumn.NeedInputSize(_host, options.Columns);
+        if (needsSize)
+            lines = [.. lines, .. LineReader.FirstLines(dataSample, _format, 100)];
+        else if (_format.HasHeader)
+            lines = LineReader.FirstLines(dataSample, _format, 1);
+        _columns = TextColumn.Bind(_host, options.Columns, needsSize ? TextColumn.FindInputSize(_host, _format, lines) : _format.InputSize);
         if (headerFile != null || _format.HasHeader)
-            _header = LineReader.FirstLines(headerFile ?? dataSample, _format, 1).FirstOrDefault();
+            _header = lines.FirstOrDefault();
         _schema = TextColumn.SchemaOf(_host, _format, _columns, _header);
     }
 

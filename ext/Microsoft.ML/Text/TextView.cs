@@ -40,6 +40,7 @@ internal sealed class TextView(IHost host, TextFormat format, TextColumn[] colum
         private readonly IEnumerator<LineReader.Line> _lines;
         private readonly bool _inBlocks;
         private readonly IChannel _stats;
+        private readonly Queue<LineReader.Line> _ahead = new();
         private LineReader.Line _line;
         private long _left;
         private int _row = -1;
@@ -110,15 +111,16 @@ internal sealed class TextView(IHost host, TextFormat format, TextColumn[] colum
         {
             try
             {
-                if (!_lines.MoveNext())
-                    return false;
-                _line = _lines.Current;
-                return true;
+                // Lines are read in blocks too: an error among them shows before any of the block is parsed.
+                if (_ahead.Count == 0)
+                    for (int i = 0; i < BlockSize && i < _left && _lines.MoveNext(); i++)
+                        _ahead.Enqueue(_lines.Current);
             }
             catch (Exception ex)
             {
                 throw Ch.ExceptDecode(ex, "Stream reading encountered exception");
             }
+            return _ahead.TryDequeue(out _line);
         }
 
         private void ParseScalar(TextColumn column, FieldStore store, int row)
