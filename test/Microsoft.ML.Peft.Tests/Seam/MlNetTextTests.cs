@@ -122,7 +122,7 @@ public sealed class MlNetTextTests
         IDataView data = ml.Data.LoadFromEnumerable(new[] { new Row { Name = "ab", Key = 2, Values = [1, 2, 3] }, new Row { Name = "", Key = 9, Values = [0, 0, 0.5f] } });
         string file = Path.Combine(Directory.CreateTempSubdirectory().FullName, "data.txt");
         using (FileStream stream = File.Create(file))
-            ml.Data.SaveAsText(data, stream, separatorChar: ';');
+            ml.Data.SaveAsText(data, stream, separatorChar: ';', forceDense: true);
         IDataView read = ml.Data.LoadFromTextFile(file);
         Assert.AreEqual("Name: String; Key: Key<UInt32, 0-3>; Values: Vector<Single, 3>", string.Join("; ", read.Schema.Select(column => $"{column.Name}: {column.Type}")));
         CollectionAssert.AreEqual(new uint[] { 3, 0 }, read.GetColumn<uint>("Key").ToArray());
