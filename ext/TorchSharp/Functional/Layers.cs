@@ -9,7 +9,10 @@ public static partial class torch
     {
         public static partial class functional
         {
-            public static Tensor linear(Tensor input, Tensor weights, Tensor? bias = null) => Ops.linear.Call(input, weights, bias);
+            // With more than two dimensions the real one adds the bias after the product, which rounds otherwise than the fused operator.
+            public static Tensor linear(Tensor input, Tensor weights, Tensor? bias = null) =>
+                bias is null || input.ndim == 2 ? Ops.linear.Call(input, weights, bias) : Ops.linear.Call(input, weights, Arg.None).add_(bias);
+
             public static Tensor bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias = null) => Ops.bilinear.Call(input1, input2, weight, bias);
 
             public static Tensor layer_norm(Tensor input, long[] normalized_shape, Tensor? weight = null, Tensor? bias = null, double eps = 1E-05) =>

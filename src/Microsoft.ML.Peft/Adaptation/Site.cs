@@ -150,24 +150,24 @@ public sealed class Projection : WeightSite
     public Tensor Forward(Tensor x, Pass pass)
     {
         WeightPatch? patch = pass.Patch<WeightPatch>(this);
-        if (patch is null) return nn.functional.linear(x, Weight, Bias);
+        if (patch is null) return Products.Linear(x, Weight, Bias);
         return patch.Form switch
         {
             PatchForm.LowRank => LowRank(x, patch, pass),
             PatchForm.Weight => Rewritten(x, patch, pass),
-            _ => patch.Around(x, input => nn.functional.linear(input, Weight, Bias), pass),
+            _ => patch.Around(x, input => Products.Linear(input, Weight, Bias), pass),
         };
     }
 
     private Tensor Rewritten(Tensor x, WeightPatch patch, Pass pass)
     {
         (Tensor weight, Tensor? bias) = patch.Rewrite(Weight, Bias, pass);
-        return nn.functional.linear(x, weight, bias);
+        return Products.Linear(x, weight, bias);
     }
 
     private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
     {
-        Tensor y = nn.functional.linear(x, Weight, patch.RewriteBias(Bias, pass));
+        Tensor y = Products.Linear(x, Weight, patch.RewriteBias(Bias, pass));
         foreach (LowRankTerm term in patch.Terms(pass)) y = y + term.Apply(x, pass);
         return y;
     }

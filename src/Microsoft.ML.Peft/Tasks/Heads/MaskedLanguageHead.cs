@@ -51,6 +51,6 @@ public sealed class MaskedLanguageHead : Head
     {
         Tensor x = _activation(nn.functional.linear(features, _denseWeight.Value, _denseBias.Value));
         x = nn.functional.layer_norm(x, [_normWeight.Value.shape[0]], _normWeight.Value, _normBias.Value, _epsilon);
-        return nn.functional.linear(x, _words.Table(pass), _bias.Value);
+        return Products.Linear(x, _words.Table(pass), _bias.Value);
     }
 }
