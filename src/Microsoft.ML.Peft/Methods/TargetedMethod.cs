@@ -210,6 +210,7 @@ public abstract class TargetedMethod : PeftMethod
         {
             // Names of the whole model's other linear maps, so that a shortened list names nothing there by accident.
             HashSet<WeightSite> chosen = [.. SelectSites(backbone)];
+            if (names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(backbone.PathOf)];
             string[] elsewhere = ["classifier.dense", "classifier.out_proj", "lm_head.dense", "cls.predictions.transform.dense"];
             return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), all.Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
         }

@@ -23,7 +23,7 @@ public class HfPeftFixtureTests
     private static readonly string[] _laterFields =
         ["kasa_config", "monteclora_config", "velora_config", "use_bdlora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "layer_replication", "arrow_config", "use_qalora"];
 
-    private static readonly string[] _laterStarts = ["corda", "lora_ga", "loftq", "mica"];
+    private static readonly string[] _laterStarts = ["corda", "lora_ga", "loftq"];
 
     [TestMethod]
     public void SingleAdaptersEqualPeft()

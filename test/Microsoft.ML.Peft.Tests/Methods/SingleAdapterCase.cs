@@ -67,6 +67,23 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             if (HfBases.Find(key, fresh, tiny) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for the initial values of {key}");
             else if (!tiny.Head?.Parameters.Contains(parameter) ?? true) CompareStart(parameter, stats!.AsObject(), key, file);
         }
+        if (file.Method is LoraOptions { Init: "pissa" or "olora" or "mica" } lora) CompareDecompositions(lora, fresh, tiny);
+    }
+
+    // Signs of singular vectors are free: products and magnitudes are compared.
+    private void CompareDecompositions(LoraOptions lora, PeftAdaptation fresh, TinyBase tiny)
+    {
+        foreach ((string key, Tensor a) in fixture.Under("init/").Where(t => t.Name.EndsWith(".lora_A.weight", StringComparison.Ordinal)))
+        {
+            string keyB = key.Replace("lora_A", "lora_B", StringComparison.Ordinal);
+            Tensor oursA = HfBases.Find(key, fresh, tiny)!.Value, oursB = HfBases.Find(keyB, fresh, tiny)!.Value, b = fixture["init/" + keyB];
+            string path = key["base_model.model.".Length..^".lora_A.weight".Length];
+            deviations.Add("start s B A", $"{fixture.Name} {key}", oursB.matmul(oursA) * lora.ScaleAt(path), b.matmul(a) * lora.ScaleAt(path), 2e-5);
+            deviations.Add("start |B|", $"{fixture.Name} {keyB}", oursB.abs(), b.abs(), 1e-4);
+            if (!fixture.Has($"init_base/{path}.weight")) continue;
+            Tensor rest = ((WeightSite)tiny.Backbone.FindSite(path)!).Weight - oursB.matmul(oursA) * lora.ScaleAt(path);
+            deviations.Add("changed base", $"{fixture.Name} {path}", rest, fixture[$"init_base/{path}.weight"], 2e-5);
+        }
     }
 
     // Random values have other numbers here; their spread must be the same.

@@ -48,7 +48,7 @@ public static class AdapterHubFolder
         }
     }
 
-    private static BottleneckOptions Parse(JsonObject config)
+    internal static BottleneckOptions Parse(JsonObject config)
     {
         if (!config.ContainsKey("reduction_factor") || !config.ContainsKey("non_linearity"))
             throw new ArgumentException("the fields 'reduction_factor' and 'non_linearity' are missing: this is no bottleneck adapter.");

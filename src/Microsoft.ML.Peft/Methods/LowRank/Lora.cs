@@ -59,8 +59,9 @@ public sealed partial class LoraOptions : TargetedMethod
     public bool LoraBias { get; set; }
 
     /// <summary>
-    /// Initial values: <c>default</c> (A uniform, B 0), <c>gaussian</c> (A normal, B 0), <c>orthogonal</c>, <c>pissa</c>,
-    /// <c>pissa_niter_4</c> (with 4 rounds of a randomised decomposition), <c>olora</c>, or <c>false</c> (A and B uniform: the
+    /// Initial values: <c>default</c> (A uniform, B 0), <c>gaussian</c> (A normal, B 0), <c>orthogonal</c>, <c>mica</c> (B
+    /// the weight's least directions, only A trained), <c>pissa</c>, <c>pissa_niter_4</c> (4 rounds of a randomised
+    /// decomposition), <c>olora</c>, or <c>false</c> (A and B uniform: the
     /// output does not start as the base model's; for tests).
     /// </summary>
     public string Init { get; set; } = "default";
@@ -110,6 +111,7 @@ public sealed partial class LoraOptions : TargetedMethod
         LoraInit init = LoraInit.Parse(Init);
         if (LoraBias && UseDora) throw Invalid(nameof(LoraBias), LoraBias, "false with UseDora");
         if (LoraBias && !init.Plain) throw Invalid(nameof(LoraBias), LoraBias, $"false with Init = '{Init}'");
+        if (init.FreezesB && LoraFa != LoraFaMode.Off) throw Invalid(nameof(LoraFa), LoraFa, $"Off with Init = '{Init}', or nothing would be trained");
         if (init.NeedsEvenRank && Rank % 2 != 0) throw Invalid(nameof(Rank), Rank, $"an even number with Init = '{Init}'");
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
@@ -142,7 +144,7 @@ public sealed partial class LoraOptions : TargetedMethod
             long rows = site.Weight.shape[0], columns = site.Weight.shape[1], rank = RankAt(backbone.PathOf(site));
             bool table = site is Embedding;
             long wide = table ? columns : rows;                              // the axis that B writes
-            count += rank * wide;
+            if (table || !LoraInit.Parse(Init).FreezesB) count += rank * wide;
             if (LoraFa == LoraFaMode.Off) count += rank * (rows + columns - wide);
             if (UseDora) count += wide;
             if (LoraBias && !table) count += wide;
@@ -200,7 +202,7 @@ public sealed partial class LoraOptions : TargetedMethod
         {
             Site = site,
             A = Add(nameA, a, LoraFa == LoraFaMode.Off),
-            B = Add(nameB, b),
+            B = Add(nameB, b, table || !init.FreezesB),
             Scale = scale,
             Dropout = Dropout,
             BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,

@@ -8,7 +8,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// <summary>How fresh factors of a linear map are filled.</summary>
 internal sealed record LoraInit
 {
-    public const string Allowed = "default, gaussian, orthogonal, pissa, pissa_niter_<rounds>, olora, false";
+    public const string Allowed = "default, gaussian, orthogonal, mica, pissa, pissa_niter_<rounds>, olora, false";
 
     private const string Pissa = "pissa", PissaRounds = "pissa_niter_";
 
@@ -21,16 +21,19 @@ internal sealed record LoraInit
     public bool ChangesBase => Name is Pissa or "olora";
 
     /// <summary>True where a fresh update is exactly 0.</summary>
-    public bool Exact => Plain || ChangesBase || Name == "orthogonal";
+    public bool Exact => Name != "false";
 
     /// <summary>True where B starts at 0.</summary>
     public bool Plain => Name is "default" or "gaussian";
+
+    /// <summary>True where B holds directions of the weight and is not trained.</summary>
+    public bool FreezesB => Name == "mica";
 
     public bool NeedsEvenRank => Name == "orthogonal";
 
     public static LoraInit Parse(string name)
     {
-        if (name is "default" or "gaussian" or "orthogonal" or Pissa or "olora" or "false") return new LoraInit { Name = name };
+        if (name is "default" or "gaussian" or "orthogonal" or "mica" or Pissa or "olora" or "false") return new LoraInit { Name = name };
         if (name is not null && name.StartsWith(PissaRounds, StringComparison.Ordinal)
             && int.TryParse(name.AsSpan(PissaRounds.Length), NumberStyles.None, CultureInfo.InvariantCulture, out int rounds) && rounds is >= 1 and <= 100)
             return new LoraInit { Name = Pissa, Rounds = rounds };
@@ -47,10 +50,10 @@ internal sealed record LoraInit
     public (Tensor A, Tensor B) Draw(Tensor weight, int rank, double scale, Draws drawA, Draws drawB, string path)
     {
         long outWidth = weight.shape[0], inWidth = weight.shape[1];
-        if ((ChangesBase || Name == "orthogonal") && rank > Math.Min(outWidth, inWidth))
+        if ((ChangesBase || FreezesB || Name == "orthogonal") && rank > Math.Min(outWidth, inWidth))
             throw new ArgumentException(
                 $"LoraOptions.Rank is {rank} at {path}, whose weight is [{outWidth}, {inWidth}]; with Init = '{Name}' at most {Math.Min(outWidth, inWidth)} is allowed.", "Rank");
-        if (ChangesBase && !weight.is_floating_point())
+        if ((ChangesBase || FreezesB) && !weight.is_floating_point())
             throw new ArgumentException($"Init = '{Name}' needs a dense weight, but that of {path} is quantised; use the default.", "Init");
         return Name switch
         {
@@ -59,6 +62,7 @@ internal sealed record LoraInit
             "false" => (drawA.Kaiming(rank, inWidth), drawB.Kaiming(outWidth, rank)),
             "orthogonal" => Orthogonal(outWidth, inWidth, rank, drawA, drawB),
             "olora" => Olora(weight, rank),
+            "mica" => (zeros([rank, inWidth]), Least(weight, rank)),
             _ => Rounds == 0 ? FromExact(weight, rank, scale) : FromRandomised(weight, rank, scale, drawA),
         };
     }
@@ -95,6 +99,13 @@ internal sealed record LoraInit
     {
         (Tensor q, Tensor r) = linalg.qr(weight.to_type(ScalarType.Float32));
         return (Float(r.narrow(0, 0, rank)), Float(q.narrow(1, 0, rank)));
+    }
+
+    // The directions that the weight uses least: B = the last r columns of U.
+    private static Tensor Least(Tensor weight, int rank)
+    {
+        Tensor u = linalg.svd(weight.to_type(ScalarType.Float64), fullMatrices: false).Item1;
+        return Float(u.narrow(1, u.shape[1] - rank, rank));
     }
 
     // Rows of one orthogonal matrix dealt alternately to both factors: B A = 0, though neither is 0.

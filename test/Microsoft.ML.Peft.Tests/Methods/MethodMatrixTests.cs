@@ -1,0 +1,312 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Globalization;
+using System.Text.Json.Serialization;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Methods;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tests.Methods;
+
+/// <summary>What every method promises, one row a method or variant. A new method adds its rows here and nothing else.</summary>
+[TestClass]
+public class MethodMatrixTests
+{
+    private static readonly Dictionary<string, Func<PeftMethod>> _rows = new()
+    {
+        ["lora"] = () => new LoraOptions(),
+        ["lora rank pattern"] = () => new LoraOptions { Targets = ["query", "dense"], Rank = 4, RankPattern = { ["query"] = 2 }, AlphaPattern = { [@"output\.dense"] = 3 } },
+        ["lora all-linear"] = () => new LoraOptions { Targets = ["all-linear"], Rank = 2 },
+        ["lora roles of one layer"] = () => new LoraOptions { Targets = ["FeedForwardUp", "Key"], Layers = [1] },
+        ["lora pattern"] = () => new LoraOptions { TargetPattern = @".*layer\.1\..*(query|dense)", ExcludeTargets = ["attention.output.dense"] },
+        ["lora embedding"] = () => new LoraOptions { Targets = ["word_embeddings", "query"] },
+        ["lora biases of all"] = () => new LoraOptions { BiasMode = BiasMode.All },
+        ["lora biases of adapted"] = () => new LoraOptions { BiasMode = BiasMode.LoraOnly },
+        ["lora bias of B"] = () => new LoraOptions { LoraBias = true },
+        ["lora pooler whole"] = () => new LoraOptions { ModulesToSave = ["pooler"] },
+        ["lora gaussian"] = () => new LoraOptions { Init = "gaussian" },
+        ["lora orthogonal"] = () => new LoraOptions { Init = "orthogonal" },
+        ["lora mica"] = () => new LoraOptions { Init = "mica" },
+        ["lora uniform both"] = () => new LoraOptions { Init = "false" },
+        ["rslora"] = () => new LoraOptions { UseRsLora = true, Rank = 6 },
+        ["dora"] = () => new LoraOptions { UseDora = true, Targets = ["query", "value", "dense"] },
+        ["dora embedding and biases"] = () => new LoraOptions { UseDora = true, Targets = ["word_embeddings", "query"], BiasMode = BiasMode.LoraOnly },
+        ["dora from pissa"] = () => new LoraOptions { UseDora = true, Init = "pissa" },
+        ["pissa"] = () => new LoraOptions { Init = "pissa" },
+        ["pissa by rounds"] = () => new LoraOptions { Init = "pissa_niter_3", UseRsLora = true },
+        ["olora"] = () => new LoraOptions { Init = "olora" },
+        ["lora+"] = () => new LoraOptions { LoraPlusRatio = 16 },
+        ["lora-fa"] = () => new LoraOptions { LoraFa = LoraFaMode.Freeze },
+        ["lora-fa projected"] = () => new LoraOptions { LoraFa = LoraFaMode.Project },
+        ["head-only"] = () => new HeadOnlyOptions(),
+        ["full"] = () => new FullFineTuningOptions(),
+        ["full without tables"] = () => new FullFineTuningOptions { TrainEmbeddings = false },
+        ["bitfit"] = () => new BitFitOptions(),
+        ["bitfit groups"] = () => new BitFitOptions { Groups = ["query", "intermediate"] },
+        ["pfeiffer"] = () => new PfeifferOptions { ReductionFactor = 4 },
+        ["houlsby"] = () => new HoulsbyOptions { ReductionFactor = 4 },
+        ["bottleneck exact"] = () => new BottleneckOptions { ReductionFactor = 4, Init = "mam_adapter", Dropout = 0.1, LeaveOut = [0] },
+        ["bottleneck parallel"] = () => new BottleneckOptions { Parallel = true, ReductionFactor = 2, Init = "mam_adapter", Scaling = "learned" },
+        ["bottleneck norms and gate"] = () => new BottleneckOptions { ReductionFactor = 4, ReductionFactors = { ["1"] = 8 }, OwnNormBefore = true, OwnNormAfter = true, Gate = true, Scaling = "channel", Init = "houlsby" },
+        ["toy"] = () => new ToyScale(),
+    };
+
+    public static IEnumerable<object[]> Rows => _rows.Keys.Select(key => new object[] { key });
+
+    /// <summary>Rows by device: the CPU, and a CUDA device where there is one.</summary>
+    public static IEnumerable<object[]> RowsByDevice =>
+        _rows.Keys.SelectMany(key => (cuda.is_available() ? new[] { "cpu", "cuda" } : ["cpu"]).Select(device => new object[] { key, device }));
+
+    [ClassInitialize]
+    public static void RegisterToy(TestContext context)
+    {
+        _ = context;
+        PeftMethods.Register<ToyScale>();
+    }
+
+    private static MatrixModel Model(string row, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32) =>
+        new(_rows[row](), seed, device, dtype);
+
+    private static float Distance(float[] a, float[] b) => a.Zip(b).Max(p => Math.Abs(p.First - p.Second));
+
+    [TestMethod]
+    [DynamicData(nameof(RowsByDevice))]
+    public void TrainingLeavesTheBaseBitIdentical(string row, string device)
+    {
+        using MatrixModel model = Model(row, device: new Device(device));
+        List<byte[]> before = model.FrozenBytes();
+        Dictionary<string, byte[]> trained = model.TrainedBytes();
+        float[] bare = model.Score(bare: true);
+        model.Train(3);
+        List<byte[]> after = model.FrozenBytes();
+        Assert.IsTrue(before.Zip(after).All(p => p.First.AsSpan().SequenceEqual(p.Second)), "a frozen number changed");
+        foreach (NamedParameter parameter in model.Adaptation!.Parameters)
+            if (!parameter.Trainable) Assert.IsTrue(trained[parameter.Name].AsSpan().SequenceEqual(model.TrainedBytes()[parameter.Name]), $"{parameter.Name} is not trained and changed");
+        foreach (WeightSite site in model.Backbone.Sites.OfType<WeightSite>())
+        {
+            Assert.IsFalse(site.Weight.requires_grad);
+            Assert.IsNull(site.Weight.grad);
+        }
+        if (model.Adaptation.TrainableCount > 0) Assert.AreNotEqual(0, Distance(bare, model.Score()), "training changed nothing");
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void DetachingRestoresTheBaseExactly(string row)
+    {
+        using MatrixModel bare = new(null), model = Model(row);
+        model.Train(2);
+        // The head trains too: it is put back before the comparison.
+        foreach ((NamedParameter ours, NamedParameter fresh) in model.Model.Head.Parameters.Zip(bare.Model.Head.Parameters)) ours.Load(fresh.Value);
+        CollectionAssert.AreEqual(bare.Score(), model.Score(bare: true));
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void TrainedNumbersAreAsManyAsTheFormulaSays(string row)
+    {
+        using MatrixModel model = Model(row);
+        Assert.AreEqual(model.Adaptation!.Method.CountTrainable(model.Backbone), model.Adaptation.TrainableCount);
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void EveryTrainedTensorAndNoOtherHasAGradient(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(1);
+        foreach (NamedParameter parameter in model.Model.Parameters)
+            Assert.AreEqual(parameter.Trainable, parameter.Value.grad is not null, parameter.ToString());
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void AFreshAdaptationIsTheBaseWherePromised(string row)
+    {
+        using MatrixModel model = Model(row);
+        float distance = Distance(model.Score(bare: true), model.Score());
+        bool decomposed = model.Adaptation!.Parameters.Any(p => !p.Exchanged);
+        if (model.Adaptation.Method.ExactAtStart) Assert.IsLessThanOrEqualTo(decomposed ? 1e-4f : 1e-6f, distance);
+        else Assert.IsGreaterThan(1e-6f, distance, "ExactAtStart could be promised");
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void SavingAndLoadingGivesTheSameOutputBitForBit(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(3);
+        string folder = HfBases.Temporary();
+        AdapterFolder.Save(folder, model.Adaptation!, model.Model.Head, new AdapterSaveOptions { KeepInitialisation = true });
+        using var again = new MatrixModel(null);
+        using AdapterFolder file = AdapterFolder.Open(folder);
+        using PeftAdaptation loaded = file.Attach(again.Backbone, again.Model.Head);
+        // A start by random numbers is not in exchanged files; model files keep it.
+        foreach (NamedParameter start in model.Adaptation!.Parameters.Where(p => !p.Exchanged)) loaded.Find(start.Name)!.Load(start.Value);
+        CollectionAssert.AreEqual(model.Score(), again.Score(loaded.Table()));
+        Assert.AreEqual(0, file.Warnings.Count, string.Join("\n", file.Warnings));
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void ExchangedFilesGiveTheSameOutput(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(3);
+        string folder = HfBases.Temporary();
+        if (model.Adaptation!.Method is LoraOptions { UseDora: true, Init: "pissa" })
+        {
+            Assert.ThrowsExactly<NotSupportedException>(() => AdapterFolder.Save(folder, model.Adaptation));
+            return;
+        }
+        AdapterFolder.Save(folder, model.Adaptation!, model.Model.Head);
+        using var again = new MatrixModel(null);
+        using AdapterFolder file = AdapterFolder.Open(folder);
+        using PeftAdaptation loaded = file.Attach(again.Backbone, again.Model.Head);
+        Assert.IsLessThanOrEqualTo(1e-5f, Distance(model.Score(), again.Score(loaded.Table())));
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void OptionsAndParametersRebuildTheModel(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(2);
+        PeftMethod read = PeftMethods.FromJson(PeftMethods.ToJson(model.Adaptation!.Method));
+        Assert.AreEqual(PeftMethods.ToJson(model.Adaptation.Method), PeftMethods.ToJson(read));
+        using var again = new MatrixModel(read, seed: 99);
+        foreach (NamedParameter parameter in again.Model.Parameters) parameter.Load(model.Model.Parameters.Single(p => p.Name == parameter.Name).Value);
+        CollectionAssert.AreEqual(model.Score(), again.Score());
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void MergedEqualsUnmerged(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(3);
+        if (!model.Adaptation!.Method.Mergeable)
+        {
+            Assert.ThrowsExactly<NotSupportedException>(() => Merging.Merge(model.Adaptation));
+            return;
+        }
+        List<byte[]> before = model.FrozenBytes();
+        float[] worn = model.Score();
+        using (Backbone merged = Merging.Merge(model.Adaptation)) Assert.IsLessThanOrEqualTo(1e-5f, Distance(worn, model.Score(bare: true, merged)));
+        Assert.IsTrue(before.Zip(model.FrozenBytes()).All(p => p.First.AsSpan().SequenceEqual(p.Second)), "merging changed the base");
+        CollectionAssert.AreEqual(worn, model.Score());
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void TheSameSeedGivesTheSameWeights(string row)
+    {
+        using MatrixModel a = Model(row, seed: 4), b = Model(row, seed: 4);
+        a.Train(3);
+        torch.random.manual_seed(12345);             // the state of the global generator must not matter
+        b.Train(3);
+        Dictionary<string, byte[]> first = a.TrainedBytes(), second = b.TrainedBytes();
+        foreach ((string name, byte[] bytes) in first) Assert.IsTrue(bytes.AsSpan().SequenceEqual(second[name]), name);
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void NoTensorLeaks(string row)
+    {
+        Once(row);
+        long before = LiveTensors.Count();
+        Once(row);
+        Assert.AreEqual(before, LiveTensors.Count());
+
+        static void Once(string row)
+        {
+            using MatrixModel model = Model(row);
+            model.Train(2);
+            model.Score();
+            string folder = HfBases.Temporary();
+            AdapterFolder.Save(folder, model.Adaptation!, model.Model.Head, new AdapterSaveOptions { KeepInitialisation = true });
+            using AdapterFolder file = AdapterFolder.Open(folder);
+            file.Attach(model.Backbone, model.Model.Head).Dispose();
+            if (model.Adaptation!.Method.Mergeable) Merging.Merge(model.Adaptation).Dispose();
+        }
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(RowsByDevice))]
+    public void ABfloat16BackboneRunsAndTrains(string row, string device)
+    {
+        using MatrixModel full = Model(row, device: new Device(device)), half = Model(row, device: new Device(device), dtype: ScalarType.BFloat16);
+        Assert.IsLessThan(0.15f, Distance(full.Score(), half.Score()), "bfloat16 is too far from float32");
+        List<float> losses = half.Train(3);
+        Assert.IsTrue(losses.All(float.IsFinite), string.Join(", ", losses));
+        foreach (NamedParameter parameter in half.Model.Parameters) Assert.AreEqual(ScalarType.Float32, parameter.Value.dtype, parameter.Name);
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void TheLossFalls(string row)
+    {
+        using MatrixModel model = Model(row);
+        List<float> losses = model.Train(40, model.Adaptation!.Method is FullFineTuningOptions ? 2e-3 : 1e-2);
+        float start = losses.Take(3).Average(), end = losses.TakeLast(3).Average();
+        Assert.IsLessThan(0.8f * start, end, string.Create(CultureInfo.InvariantCulture, $"{start} -> {end}"));
+    }
+
+    [TestMethod]
+    [DynamicData(nameof(Rows))]
+    public void RowsDoNotDependOnTheirBatch(string row)
+    {
+        using MatrixModel model = Model(row);
+        model.Train(2);
+        if (model.Adaptation!.Method is BottleneckOptions { Gate: true }) return;        // its mean counts padding, as AdapterHub's does
+        float[] all = model.Score();
+        for (int i = 0; i < model.Rows; i++)
+            Assert.IsLessThanOrEqualTo(2e-5f, Distance(all[(3 * i)..(3 * i + 3)], model.ScoreAlone(i)), $"row {i}");
+    }
+}
+
+/// <summary>A method of another assembly: scales the outputs of the first feed-forward projection.</summary>
+public sealed class ToyScale : PeftMethod
+{
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Id => "toy-scale";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Family => "toys";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override bool Mergeable => true;
+
+    /// <inheritdoc/>
+    public override long CountTrainable(Backbone backbone) => Sites(backbone).Sum(site => (long)site.Out);
+
+    /// <inheritdoc/>
+    public override PeftAdaptation Attach(Backbone backbone, long seed)
+    {
+        using var scope = NewDisposeScope();
+        var adaptation = new PeftAdaptation(this, backbone);
+        foreach (Projection site in Sites(backbone))
+            adaptation.Attach(site, new Scale(adaptation.Add($"{backbone.PathOf(site)}.toy_scale", ones([site.Out], device: backbone.Device))));
+        return adaptation;
+    }
+
+    private static IEnumerable<Projection> Sites(Backbone backbone) =>
+        backbone.Sites.OfType<Projection>().Where(site => site.Role == SiteRole.FeedForwardUp);
+
+    private sealed class Scale(NamedParameter scale) : WeightPatch
+    {
+        public override PatchForm Form => PatchForm.Weight;
+
+        public override (Tensor Weight, Tensor? Bias) Rewrite(Tensor weight, Tensor? bias, Pass? pass)
+        {
+            Tensor s = scale.Value.to_type(weight.dtype);
+            return (weight * s.unsqueeze(1), bias is null ? null : bias * s);
+        }
+    }
+}
