@@ -195,15 +195,17 @@ public static class AdapterConfig
     private static bool Read<T>(JsonValue value, out T? read)
     {
         if (value.TryGetValue(out read)) return true;
-        // Whole numbers are often written with a point, and numbers are asked for as double here.
-        if (typeof(T) == typeof(int) && value.TryGetValue(out double number) && number == Math.Floor(number) && Math.Abs(number) < int.MaxValue)
+        if (value.GetValueKind() != JsonValueKind.Number || (typeof(T) != typeof(int) && typeof(T) != typeof(double))) return false;
+        // Whole numbers are often written with a point, and numbers made in memory keep their C# type.
+        double number = double.Parse(value.ToJsonString(), CultureInfo.InvariantCulture);
+        if (typeof(T) == typeof(double))
         {
-            read = (T)(object)(int)number;
+            read = (T)(object)number;
             return true;
         }
-        if (typeof(T) == typeof(double) && value.TryGetValue(out long whole))
+        if (number == Math.Floor(number) && Math.Abs(number) < int.MaxValue)
         {
-            read = (T)(object)(double)whole;
+            read = (T)(object)(int)number;
             return true;
         }
         return false;

@@ -165,7 +165,7 @@ public sealed partial class AdapterFolder : IDisposable
         List<string> extra = [], wrong = [], oldBiases = [];
         foreach (string key in _file.Names)
         {
-            string? name = keys.Canonical(key);
+            string? name = keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n));
             if (name is null) continue;                                          // a second copy
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
             {

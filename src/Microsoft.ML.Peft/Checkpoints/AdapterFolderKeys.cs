@@ -29,8 +29,11 @@ internal sealed class AdapterKeys
     public bool Bare { get; }
 
     /// <summary>The parameter's name behind a key; null for a second copy of a tensor.</summary>
-    public string? Canonical(string key)
+    /// <param name="key">A name in the file.</param>
+    /// <param name="known">Whether a parameter has a name: what fits as it stands is not touched.</param>
+    public string? Canonical(string key, Func<string, bool> known)
     {
+        if (key.StartsWith(Prefix, StringComparison.Ordinal) && known(key[Prefix.Length..])) return key[Prefix.Length..];
         if (key.Contains(".original_module.", StringComparison.Ordinal)) return null;
         string plain = key.Replace(".modules_to_save.default.", ".", StringComparison.Ordinal).Replace(".modules_to_save.", ".", StringComparison.Ordinal);
         if (plain != key && _all.Contains(plain)) return null;

@@ -152,10 +152,10 @@ public abstract class TargetedMethod : PeftMethod
     {
         string given = TargetPattern is not null ? $"the pattern '{TargetPattern}'"
             : Targets.Length > 0 ? $"[{string.Join(", ", Targets)}]" : "the default";
-        string near = Targets.Length == 0 ? "" : string.Concat(Targets.Take(3).Select(t => NearNames.Hint(t, Candidates(backbone, all))).Distinct());
+        string[] near = [.. Targets.Take(5).SelectMany(t => NearNames.Find(t, Candidates(backbone, all))).Distinct()];
         return new ArgumentException(
             $"No module of this {backbone.Config.ModelType} backbone matches {given} (layers: {(Layers.Length == 0 ? "all" : string.Join(", ", Layers))}"
-            + $"{(ExcludeTargets.Length > 0 || ExcludePattern is not null ? ", exclusions applied" : "")}). Candidates: {string.Join(", ", Candidates(backbone, all))}.{near}");
+            + $"{(ExcludeTargets.Length > 0 || ExcludePattern is not null ? ", exclusions applied" : "")}). Candidates: {string.Join(", ", Candidates(backbone, all))}.{(near.Length > 0 ? $" Near names: {NearNames.List(near)}." : "")}");
     }
 
     // A name that a user wrote and that names nothing is a typing error, even where other names match.
@@ -165,7 +165,7 @@ public abstract class TargetedMethod : PeftMethod
         {
             if (name == AllLinear || all.Any(site => IsRole(site, name) || TargetMatcher.Names(name, backbone.PathOf(site)))) continue;
             throw new ArgumentException(
-                $"The target '{name}' names no module of this {backbone.Config.ModelType} backbone.{NearNames.Hint(name, Candidates(backbone, all))} Candidates: {string.Join(", ", Candidates(backbone, all))}.");
+                $"The target '{name}' names no module of this {backbone.Config.ModelType} backbone.{(NearNames.Find(name, Candidates(backbone, all)) is { Count: > 0 } near ? $" Near names: {NearNames.List(near)}." : "")} Candidates: {string.Join(", ", Candidates(backbone, all))}.");
         }
     }
 

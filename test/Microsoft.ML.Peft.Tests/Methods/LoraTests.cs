@@ -97,9 +97,9 @@ public class LoraTests
         [new LoraOptions { Alpha = double.NaN }, "Alpha"],
         [new LoraOptions { Dropout = 1 }, "Dropout is 1; allowed is 0 up to, not including, 1"],
         [new LoraOptions { Dropout = -0.1 }, "Dropout"],
-        [new LoraOptions { Targets = ["qury"] }, "'qury' names no module"],
-        [new LoraOptions { Targets = ["qury"] }, "query"],
-        [new LoraOptions { Targets = ["query", "valeu"] }, "value"],
+        [new LoraOptions { Targets = ["qury"] }, "matches [qury]"],
+        [new LoraOptions { Targets = ["qury"] }, "Near names: 'query'"],
+        [new LoraOptions { Targets = ["query", "vallue"] }, "'vallue' names no module of this bert backbone. Near names: 'value'"],
         [new LoraOptions { Targets = ["LayerNorm"] }, "it is a norm"],
         [new LoraOptions { TargetPattern = "query" }, "No module"],
         [new LoraOptions { TargetPattern = "(" }, "not a regular expression"],
@@ -169,6 +169,31 @@ public class LoraTests
         using (no_grad()) adaptation.Parameters.First(p => p.Name.Contains("lora_B", StringComparison.Ordinal)).Value.fill_(float.PositiveInfinity);
         var error = Assert.ThrowsExactly<InvalidOperationException>(() => Merging.Merge(adaptation));
         StringAssert.Contains(error.Message, "encoder.layer.0.attention.self.query");
+    }
+
+    [TestMethod]
+    public void AdapterHubFoldersOfAnotherWidthOrKindAreRefused()
+    {
+        using Backbone backbone = MatrixModel.Make(CPU);
+        using PeftAdaptation adaptation = new HoulsbyOptions { Name = "task", ReductionFactor = 4 }.Attach(backbone, 0);
+        string folder = HfBases.Temporary(), config = Path.Combine(folder, "adapter_config.json");
+        AdapterHubFolder.Save(folder, adaptation);
+        AdapterHubFolder.Attach(folder, backbone).Dispose();
+        string text = File.ReadAllText(config);
+        string Refused(string from, string to)
+        {
+            Assert.AreNotEqual(text, text.Replace(from, to, StringComparison.Ordinal), "the text to damage is there");
+            File.WriteAllText(config, text.Replace(from, to, StringComparison.Ordinal));
+            return Assert.ThrowsExactly<CheckpointFormatException>(() => AdapterHubFolder.Attach(folder, backbone).Dispose()).Message;
+        }
+        StringAssert.Contains(Refused("\"hidden_size\": 32", "\"hidden_size\": 64"), "hidden size 64, the backbone has 32");
+        StringAssert.Contains(Refused("\"reduction_factor\": 4", "\"reduction_factor\": 8"), "found shape [8, 32], expected [4, 32]");
+        StringAssert.Contains(Refused("\"mh_adapter\": true", "\"mh_adapter\": false"), "unexpected tensors");
+        StringAssert.Contains(Refused("\"use_gating\": false", "\"use_gating\": true"), "missing tensors");
+        StringAssert.Contains(Refused("\"phm_layer\": false", "\"phm_layer\": true"), "phm_layer");
+        StringAssert.Contains(Refused("\"stochastic_depth\": 0.0", "\"stochastic_depth\": 0.1"), "stochastic_depth");
+        using PeftAdaptation lora = new LoraOptions().Attach(backbone, 0);
+        Assert.ThrowsExactly<NotSupportedException>(() => AdapterHubFolder.Save(folder, lora));
     }
 
     [TestMethod]

@@ -124,7 +124,8 @@ internal sealed class MatrixModel : IDisposable
     /// <summary>A BERT of a real size without its numbers, for counting.</summary>
     public static Backbone ShapesOnly(int hidden, int layers, int inner) => BackboneLoader.Build(Config(hidden, layers, inner, 30522), new Shapes());
 
-    private static JsonObject Config(int hidden, int layers, int inner, int vocabulary) => new()
+    // Through text: a configuration comes from a file.
+    private static JsonObject Config(int hidden, int layers, int inner, int vocabulary) => JsonNode.Parse(new JsonObject
     {
         ["model_type"] = "bert",
         ["hidden_size"] = hidden,
@@ -136,7 +137,7 @@ internal sealed class MatrixModel : IDisposable
         ["type_vocab_size"] = 2,
         ["hidden_dropout_prob"] = 0.1,
         ["attention_probs_dropout_prob"] = 0.1,
-    };
+    }.ToJsonString())!.AsObject();
 
     private sealed class Random(Device device, ScalarType dtype) : IWeightSource
     {

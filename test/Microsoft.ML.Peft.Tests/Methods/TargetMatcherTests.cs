@@ -2,6 +2,7 @@
 
 using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Methods;
 
@@ -88,7 +89,7 @@ public class TargetMatcherTests
                 string folder = Path.Combine(Path.GetDirectoryName(fixture.Folder)!, "_base-" + row!["model"]);
                 string? modelType = File.Exists(Path.Combine(folder, "config.json"))
                     ? (string?)JsonNode.Parse(File.ReadAllText(Path.Combine(folder, "config.json")))!["model_type"] : null;
-                if (modelType is null || !Backbones.BackboneLoader.ModelTypes.Contains(modelType))
+                if (modelType is null || !BackboneLoader.ModelTypes.Contains(modelType))
                 {
                     later.Add((string)row["model"]!);
                     continue;

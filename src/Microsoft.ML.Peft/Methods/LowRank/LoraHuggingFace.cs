@@ -63,10 +63,10 @@ public sealed partial class LoraOptions
                     throw new ArgumentException(
                         $"adapter_config.json: the field 'init_lora_weights' is '{name}': such an adapter belongs to a changed base model. "
                         + "Convert it to plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion).", "init_lora_weights");
-                return LoraInit.Parse(name) is null ? name : name;
-            default:
-                throw new ArgumentException($"adapter_config.json: the field 'init_lora_weights' is {field.ToJsonString()}; expected is true, false or one of {LoraInit.Allowed}.", "init_lora_weights");
+                if (LoraInit.IsKnown(name)) return name;
+                break;
         }
+        throw new ArgumentException($"adapter_config.json: the field 'init_lora_weights' is {field.ToJsonString()}; expected is true, false or one of {LoraInit.Allowed}.", "init_lora_weights");
     }
 
     /// <inheritdoc/>

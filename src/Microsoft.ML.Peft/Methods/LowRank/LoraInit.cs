@@ -31,13 +31,18 @@ internal sealed record LoraInit
 
     public bool NeedsEvenRank => Name == "orthogonal";
 
-    public static LoraInit Parse(string name)
+    public static bool IsKnown(string name) => Find(name) is not null;
+
+    public static LoraInit Parse(string name) => Find(name)
+        ?? throw new ArgumentException($"LoraOptions.Init is '{name}'; allowed is one of {Allowed}.", "Init");
+
+    private static LoraInit? Find(string name)
     {
         if (name is "default" or "gaussian" or "orthogonal" or "mica" or Pissa or "olora" or "false") return new LoraInit { Name = name };
         if (name is not null && name.StartsWith(PissaRounds, StringComparison.Ordinal)
             && int.TryParse(name.AsSpan(PissaRounds.Length), NumberStyles.None, CultureInfo.InvariantCulture, out int rounds) && rounds is >= 1 and <= 100)
             return new LoraInit { Name = Pissa, Rounds = rounds };
-        throw new ArgumentException($"LoraOptions.Init is '{name}'; allowed is one of {Allowed}.", "Init");
+        return null;
     }
 
     /// <summary>Fresh factors A <c>[rank, in]</c> and B <c>[out, rank]</c>, in float32 on the CPU or the weight's device.</summary>
