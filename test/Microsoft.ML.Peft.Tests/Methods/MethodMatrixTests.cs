@@ -60,12 +60,20 @@ public class MethodMatrixTests
     public static IEnumerable<object[]> RowsByDevice =>
         _rows.Keys.SelectMany(key => (cuda.is_available() ? new[] { "cpu", "cuda" } : ["cpu"]).Select(device => new object[] { key, device }));
 
+    private static int _threads;
+
     [ClassInitialize]
-    public static void RegisterToy(TestContext context)
+    public static void Prepare(TestContext context)
     {
         _ = context;
         PeftMethods.Register<ToyScale>();
+        // A model this small gains nothing from threads, and waiting ones cost much where other work runs.
+        _threads = torch.get_num_threads();
+        torch.set_num_threads(1);
     }
+
+    [ClassCleanup]
+    public static void RestoreThreads() => torch.set_num_threads(_threads);
 
     private static MatrixModel Model(string row, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32) =>
         new(_rows[row](), seed, device, dtype);
