@@ -89,7 +89,8 @@ internal sealed class FieldScanner(TextFormat format, int lastNeeded, Action<int
             {
                 if (!BeginSparse(source, ref inputSize, out fixedFields, out sparseFields))
                     break;
-                needed = Math.Min(needed, inputSize - 1);
+                if (format.InputSize == 0)
+                    needed = Math.Min(needed, inputSize - 1);
             }
             if (_sparseIndex > needed - fixedFields)
             {

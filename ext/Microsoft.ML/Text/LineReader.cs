@@ -78,6 +78,9 @@ internal static class LineReader
             {
                 if (!SkipQuoted(line, format, ref at))
                     return true;
+                // With an escape character of one's own, the real reader takes a closed quote for a mistake, too.
+                if (format.Escape != '"')
+                    return false;
                 inside = false;
                 while (!separatesBySpace && at < line.Length && line[at] == ' ')
                     at++;
