@@ -1,0 +1,54 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Globalization;
+
+namespace Microsoft.ML.Peft.Bench;
+
+/// <summary>What is said of the machine: nothing by which it could be found.</summary>
+internal static class Machine
+{
+    private static readonly string[] _sets = ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "sve", "bf16"];
+
+    public static int Cores()
+    {
+        try
+        {
+            return Enumerable.Range(0, Environment.ProcessorCount)
+                .Select(cpu => File.ReadAllText($"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).Distinct().Count();
+        }
+        catch (IOException)
+        {
+            return Environment.ProcessorCount;
+        }
+    }
+
+    public static string LoadAverage() =>
+        File.Exists("/proc/loadavg") ? string.Join(", ", File.ReadAllText("/proc/loadavg").Split(' ').Take(3)) : "unknown";
+
+    public static string InstructionSets()
+    {
+        if (!File.Exists("/proc/cpuinfo")) return "instruction sets unknown";
+        string? line = File.ReadLines("/proc/cpuinfo").FirstOrDefault(l => l.StartsWith("flags", StringComparison.Ordinal) || l.StartsWith("Features", StringComparison.Ordinal));
+        HashSet<string> flags = [.. (line ?? "").Split(' ')];
+        return string.Join(", ", _sets.Where(flags.Contains));
+    }
+
+    public static double PeakMemoryMiB()
+    {
+        string? line = File.Exists("/proc/self/status") ? File.ReadLines("/proc/self/status").FirstOrDefault(l => l.StartsWith("VmHWM:", StringComparison.Ordinal)) : null;
+        return line is null ? 0 : double.Parse(line.Split(' ', '\t').First(w => w.Length > 0 && char.IsDigit(w[0])), CultureInfo.InvariantCulture) / 1024;
+    }
+
+    /// <summary>The file of a loaded library whose name starts so; empty where there is none.</summary>
+    public static string Loaded(string name) => !File.Exists("/proc/self/maps") ? "" :
+        File.ReadLines("/proc/self/maps").Select(l => l.Split(' ')[^1]).FirstOrDefault(p => Path.GetFileName(p).StartsWith(name, StringComparison.Ordinal)) ?? "";
+
+    /// <summary>Which BLAS is loaded: the name of its folder, which says the variant on Debian, and of its file.</summary>
+    public static string Blas()
+    {
+        string path = Loaded("libopenblas");
+        if (path.Length == 0) path = Loaded("libblas");
+        if (path.Length == 0) path = Loaded("libmkl");
+        return path.Length == 0 ? "libtorch's own" : $"{Path.GetFileName(Path.GetDirectoryName(path))}/{Path.GetFileName(path)}";
+    }
+}

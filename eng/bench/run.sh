@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+# Trains and scores MiniLM-L6 by LoRA, once by this library and once by a plain PyTorch loop in Python on the same
+# libtorch, the same rows, batches and threads, in turns; prints the ratios and writes eng/bench/RESULTS.md.
+#   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--threads CORES] [--out FILE]
+#   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
+# The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+./eng/setup.sh >&2
+dotnet build eng/bench/Bench -c Release --nologo -v q -clp:NoSummary >&2
+source=${PeftPackages:-$(sed -n 's/.*>\(local\|nuget\)<.*/\1/p' artifacts/package-source.props)}
+bench=artifacts/$source/bin/Bench/release/Microsoft.ML.Peft.Bench
+folder=artifacts/bench
+
+# ---- rows: sst2 sentences where shared material lies beside the checkout, else WordNet's definitions ----
+shared=${PEFT_SHARED:-../shared}
+if [ -e "$shared/data/sst2/train.tsv.gz" ] && [ -e "$shared/weights/all-minilm-l6-v2/model.safetensors" ]; then
+    material=("sst2 sentences" "$shared/data/sst2/train.tsv.gz" "$shared/data/sst2/test.tsv" "$shared/weights/all-minilm-l6-v2")
+else
+    mkdir -p "$folder"
+    awk -v train="$folder/train.tsv" -v test="$folder/test.tsv" -f eng/demo-data.awk /usr/share/wordnet/data.noun
+    material=("WordNet definitions" "$folder/train.tsv" "$folder/test.tsv")
+fi
+"$bench" prepare "$folder" "${material[@]}"
+
+if [ "${1:-}" = --profile ]; then
+    exec "$bench" profile "$folder" "${@:2}"
+fi
+
+# ---- the Python with torch ----
+python=${PEFT_PYTHON:-}
+for candidate in python3 /usr/bin/python3 /usr/local/bin/python3; do
+    [ -z "$python" ] || break
+    if "$candidate" -c 'import torch' 2>/dev/null; then python=$candidate; fi
+done
+[ -n "$python" ] || { echo "No python3 here imports torch: apt-get install python3-torch, or set PEFT_PYTHON." >&2; exit 1; }
+
+# Both sides use the OpenBLAS with OpenMP threads: ours loads it itself, Python is told by the loader's path.
+openblas=$(compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0" | head -1 || true)
+exec "$bench" compare "$folder" "$python" eng/bench/pytorch_loop.py "${openblas:+$(dirname "$openblas")}" "$@"
