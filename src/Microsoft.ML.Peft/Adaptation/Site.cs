@@ -167,9 +167,27 @@ public sealed class Projection : WeightSite
 
     private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
     {
-        Tensor y = Products.Linear(x, Weight, patch.RewriteBias(Bias, pass));
-        foreach (LowRankTerm term in patch.Terms(pass)) y = y + term.Apply(x, pass);
+        Tensor? bias = patch.RewriteBias(Bias, pass);
+        IReadOnlyList<LowRankTerm> terms = patch.Terms(pass);
+        if (x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, pass);
+        Tensor y = Products.Linear(x, Weight, bias);
+        foreach (LowRankTerm term in terms) y = y + term.Apply(x, pass);
         return y;
+    }
+
+    // On flat rows the second factor's product adds to the frozen product's result: no passes for scale and sum.
+    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, Pass pass)
+    {
+        long[] shape = x.shape;
+        Tensor y = nn.functional.linear(x.reshape(-1, In), Weight, bias);
+        foreach (LowRankTerm term in terms)
+        {
+            Tensor low = nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
+            y.addmm_(low, term.B.t(), 1, (float)term.Scale);
+            if (term.BiasB is not null) y = y + term.BiasB * term.Scale;
+        }
+        shape[^1] = Out;
+        return y.view(shape);
     }
 }
 
