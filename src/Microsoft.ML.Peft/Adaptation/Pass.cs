@@ -57,6 +57,7 @@ public sealed class Layout
 public sealed class Pass
 {
     private Dictionary<object, object> _shared = [];
+    private ulong _segmentKey, _masks;
 
     /// <summary>Makes a pass over the bare backbone.</summary>
     public Pass() : this(PatchTable.Empty)
@@ -88,6 +89,12 @@ public sealed class Pass
 
     /// <summary>True to return the hidden states of all layers.</summary>
     public bool KeepHiddenStates { get; init; }
+
+    /// <summary>
+    /// True where nothing but each row's own first token is read after the last layer: that layer then makes no other where
+    /// nothing it wears could tell. Set by <see cref="AdaptedModel.Forward"/> as the head says.
+    /// </summary>
+    public bool FirstTokenOnly { get; internal set; }
 
     /// <summary>Which tokens are real; set by the backbone at the start and by sequence patches.</summary>
     public Layout Layout { get; set; } = null!;
@@ -144,6 +151,7 @@ public sealed class Pass
     public Tensor Dropout(Tensor x, double probability) =>
         !Training || probability <= 0 ? x
         : DropWith is not null ? DropWith(x, probability)
+        : Seed is not null && DropoutMask.Fits(x) ? DropoutMask.Apply(x, probability, _segmentKey + ++_masks)
         : nn.functional.dropout(x, probability, true);
 
     /// <summary>Drops entries in libtorch's place: recorded masks, in tests.</summary>
@@ -154,7 +162,8 @@ public sealed class Pass
     public void BeginSegment(int segment)
     {
         if (Seed is not { } seed || !Training) return;
-        long key = unchecked((long)Mix(seed + (ulong)segment * 0x9E3779B97F4A7C15UL));
+        (_segmentKey, _masks) = (Mix(unchecked(seed + (ulong)segment * 0x9E3779B97F4A7C15UL)), 0);
+        long key = unchecked((long)_segmentKey);
         random.manual_seed(key);
         if (Patches.Device == DeviceType.CUDA) cuda.manual_seed_all(key);
     }
