@@ -47,7 +47,12 @@ public sealed class AdaptedModel : IDisposable
     /// <summary>Scores of a batch, by the head.</summary>
     /// <param name="batch">Tokens.</param>
     /// <param name="pass">A pass made over <see cref="Patches"/>.</param>
-    public Tensor Forward(TokenBatch batch, Pass pass) => Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
+    public Tensor Forward(TokenBatch batch, Pass pass)
+    {
+        // Masks that are given (recorded ones, in tests) are as large as all tokens.
+        pass.FirstTokenOnly = Head.ReadsFirstTokenOnly && pass.DropWith is null;
+        return Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
+    }
 
     /// <inheritdoc/>
     public void Dispose()

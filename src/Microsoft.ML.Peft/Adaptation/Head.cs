@@ -21,6 +21,9 @@ public abstract class Head : IDisposable
         return parameter;
     }
 
+    /// <summary>True where the head reads nothing but <see cref="BackboneOutput.First"/>.</summary>
+    public virtual bool ReadsFirstTokenOnly => false;
+
     /// <summary>Scores of a batch.</summary>
     /// <param name="backbone">The backbone that ran (heads may need its pooler or tied tables).</param>
     /// <param name="output">What it gave.</param>

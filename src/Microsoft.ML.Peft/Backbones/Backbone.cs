@@ -14,10 +14,14 @@ namespace Microsoft.ML.Peft.Backbones;
 public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true);
 
 /// <summary>What a forward pass gives.</summary>
-/// <param name="Last">Hidden states after the last layer <c>[batch, tokens, hidden]</c>.</param>
+/// <param name="Last">Hidden states after the last layer <c>[batch, tokens, hidden]</c>; one token where the pass asked for the first only.</param>
 /// <param name="Layout">Which of the tokens are real.</param>
 /// <param name="HiddenStates">Embedding output and each layer's output, where the pass keeps them; else null.</param>
-public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates);
+public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates)
+{
+    /// <summary>Each row's own first token after the last layer, <c>[batch, hidden]</c>.</summary>
+    public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.Inserted);
+}
 
 /// <summary>
 /// A frozen network built of adaptable sites. It holds no state of a run and knows no method: everything that varies is
@@ -90,6 +94,7 @@ public abstract class Backbone : IDisposable
     {
         pass.Layout = new Layout(batch.Mask, batch.Padded);
         List<Tensor>? states = pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null;
+        if (states is not null) pass.FirstTokenOnly = false;
         int lowest = pass.Patches.LowestTrainable;
         Tensor hidden = Segment(-1, lowest, () => Embed(batch, pass), pass);
         states?.Add(hidden);
@@ -133,7 +138,7 @@ public abstract class Backbone : IDisposable
     public virtual Tensor Pool(BackboneOutput output, Pass pass)
     {
         if (Pooler is null) throw new InvalidOperationException($"This {Config.ModelType} backbone has no pooler; use mean pooling or the first token.");
-        return Pooler.Forward(output.Last.select(1, output.Layout.Inserted), pass).tanh();
+        return Pooler.Forward(output.First(), pass).tanh();
     }
 
     /// <summary>Embeddings of a batch, <c>[batch, tokens, hidden]</c>.</summary>

@@ -37,7 +37,18 @@ public abstract class PostNormEncoder : Backbone
     private sealed record EncoderLayer(
         Projection Query, Projection Key, Projection Value, Projection Output, Projection Up, Projection Down,
         Norm AttentionNorm, Norm FeedForwardNorm, AttentionCore Core, Block Attention, Block FeedForward, Block Whole,
-        Residual AttentionResidual, Residual FeedForwardResidual, Sequence Sequence);
+        Residual AttentionResidual, Residual FeedForwardResidual, Sequence Sequence)
+    {
+        /// <summary>True where a token's output depends on the others' through keys and values alone, whatever is worn.</summary>
+        public bool TokenByToken(Pass pass)
+        {
+            foreach (Site site in (ReadOnlySpan<Site>)[Core, Attention, FeedForward, Whole, AttentionResidual, FeedForwardResidual])
+                if (pass.Patches[site] is not null) return false;
+            foreach (Site site in (ReadOnlySpan<Site>)[Query, Output, Up, Down, AttentionNorm, FeedForwardNorm])
+                if (pass.Patches[site] is WeightPatch { Form: PatchForm.Around }) return false;
+            return true;
+        }
+    }
 
     private protected bool Stored(string name) => _weights.Has(name);
 
@@ -96,35 +107,48 @@ public abstract class PostNormEncoder : Backbone
     {
         EncoderLayer parts = _layers[LayerOf(layer)];
         hidden = parts.Sequence.Forward(hidden, pass);
+        bool first = pass.FirstTokenOnly && layer == Config.LayerCount - 1 && parts.TokenByToken(pass);
         return parts.Whole.Forward(hidden, x =>
         {
-            Tensor attended = parts.Attention.Forward(x, input => Attention(parts, input, pass), pass);
+            Tensor attended = parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass);
+            if (first) x = x.narrow(1, pass.Layout.Inserted, 1);
             x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.Forward(stream + y, pass), pass);
             Tensor fed = parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass);
             return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.Forward(stream + y, pass), pass);
         }, pass);
     }
 
-    private Tensor Attention(EncoderLayer parts, Tensor x, Pass pass)
+    // With `first`, only each row's own first token asks; all tokens answer.
+    private Tensor Attention(EncoderLayer parts, Tensor x, bool first, Pass pass)
     {
         long batch = x.shape[0], tokens = x.shape[1];
         int heads = parts.Core.Heads, width = parts.Core.HeadWidth;
-        Tensor Split(Tensor y) => y.view(batch, tokens, heads, width).transpose(1, 2);   // [batch, heads, tokens, head width]
+        Tensor Split(Tensor y) => y.view(batch, -1, heads, width).transpose(1, 2);   // [batch, heads, tokens, head width]
 
         Tensor? bias = pass.Layout.KeyBias(x.dtype);
-        if (ScoreBias(tokens, pass) is { } relative) bias = bias is null ? relative : bias + relative;
+        if (ScoreBias(tokens, pass) is { } relative)
+        {
+            if (first) relative = relative.narrow(2, pass.Layout.Inserted, 1);
+            bias = bias is null ? relative : bias + relative;
+        }
+        Tensor asking = first ? x.narrow(1, pass.Layout.Inserted, 1) : x;
         var input = new AttentionInput(
-            Split(parts.Query.Forward(x, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
+            Split(parts.Query.Forward(asking, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
         Tensor context = parts.Core.Forward(input, a => Attend(a, width, pass), pass);
-        context = context.transpose(1, 2).reshape(batch, tokens, heads * width);
+        context = context.transpose(1, 2).reshape(batch, -1, heads * width);
         return pass.Dropout(parts.Output.Forward(context, pass), Config.HiddenDropout);
     }
 
     private Tensor Attend(AttentionInput a, int width, Pass pass)
     {
-        Tensor scores = (a.Query * (1 / Math.Sqrt(width))).matmul(a.Key.transpose(-1, -2));   // [batch, heads, tokens, keys]
+        long[] shape = a.Query.shape;                                                    // [batch, heads, tokens, head width]
+        long keys = a.Key.shape[2], slices = shape[0] * shape[1];
+        Tensor query = (a.Query * (1 / Math.Sqrt(width))).reshape(slices, -1, width);
+        // Keys are copied as they lie; the transposition is left to the product.
+        Tensor scores = query.bmm(a.Key.reshape(slices, keys, width).transpose(1, 2)).view(shape[0], shape[1], -1, keys);
         if (a.Bias is not null) scores = scores + a.Bias;
-        return pass.Dropout(scores.softmax(-1), Config.AttentionDropout).matmul(a.Value);
+        Tensor shares = pass.Dropout(scores.softmax(-1), Config.AttentionDropout);       // [batch, heads, tokens, keys]
+        return shares.view(slices, -1, keys).bmm(a.Value.reshape(slices, keys, width)).view(shape);
     }
 
     private Tensor FeedForward(EncoderLayer parts, Tensor x, Pass pass) =>

@@ -19,9 +19,6 @@ public enum Pooling
 
 internal static class Pooled
 {
-    /// <summary>The row's own first token, <c>[batch, hidden]</c>.</summary>
-    public static Tensor First(BackboneOutput output) => output.Last.select(1, output.Layout.Inserted);
-
     /// <summary>Mean over the real tokens, <c>[batch, hidden]</c>.</summary>
     public static Tensor Mean(BackboneOutput output)
     {

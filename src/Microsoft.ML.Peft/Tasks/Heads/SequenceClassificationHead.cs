@@ -75,11 +75,14 @@ public sealed class SequenceClassificationHead : Head
     public int Outputs { get; }
 
     /// <inheritdoc/>
+    public override bool ReadsFirstTokenOnly => _pooling != Pooling.Mean;
+
+    /// <inheritdoc/>
     public override Tensor Features(Backbone backbone, BackboneOutput output, Pass pass) => _pooling switch
     {
         Pooling.Mean => Pooled.Mean(output),
         _ when _usesPooler => backbone.Pool(output, pass),
-        _ => Pooled.First(output),
+        _ => output.First(),
     };
 
     /// <inheritdoc/>
