@@ -1,7 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
-using static TorchSharp.torch;
 using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
