@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Security.Cryptography;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Nodes;
@@ -20,6 +21,7 @@ internal sealed class TextClassificationModel : IDisposable
     public const string UserName = "PEFT text classification";
     public const string LoaderSignature = "PeftTextClassification";
     private const string Signature = "PEFTTXCL";
+    private const string Parameters = "adapter.safetensors";
     private const uint Version = 0x00010001, OldestReadable = 0x00010001;
 
     private readonly BackboneSource _source;
@@ -72,9 +74,22 @@ internal sealed class TextClassificationModel : IDisposable
             ["labels"] = Classifier.Labels.ToJson(),
             ["backbone"] = _source.ToJson(_byReference),
         };
-        ModelEntry.Write(context, "model.json", stream => stream.Write(Encoding.UTF8.GetBytes(description.ToJsonString())));
-        ModelEntry.Write(context, "adapter.safetensors", WriteParameters);
-        if (!_byReference) ModelEntry.WriteFiles(context, _source.Files, _source.Needed);
+        var hashes = new SortedDictionary<string, string>(StringComparer.Ordinal);
+        ModelEntry.Write(context, Parameters, hashes, WriteParameters);
+        if (_byReference) HashSmallFiles(_source.Files, hashes);
+        else ModelEntry.WriteFiles(context, _source.Files, _source.Needed, hashes);
+        description["sha256"] = JsonSerializer.SerializeToNode(hashes);
+        ModelEntry.WriteSealed(context, "model.json", Encoding.UTF8.GetBytes(description.ToJsonString()));
+    }
+
+    // Beside the weights, these decide what the network computes of a text.
+    private static void HashSmallFiles(IFileSet files, SortedDictionary<string, string> hashes)
+    {
+        foreach (string name in TextTokenizer.FileNames(files).Prepend("config.json"))
+        {
+            using Stream stream = files.Open(name);
+            hashes[name] = Convert.ToHexStringLower(SHA256.HashData(stream));
+        }
     }
 
     private void WriteParameters(Stream stream)
@@ -88,51 +103,57 @@ internal sealed class TextClassificationModel : IDisposable
     public static TextClassificationModel Load(IHostEnvironment environment, ModelLoadContext context)
     {
         ModelEntry.CheckHeader(context, Signature, LoaderSignature, Version, OldestReadable);
+        byte[] json = ModelEntry.ReadSealed(context, "model.json");
+        Device device = Devices.Choose(environment);
         try
         {
-            JsonObject description = JsonNode.Parse(ModelEntry.Read(context, "model.json"))!.AsObject();
-            return Load(environment, context, description);
+            return Load(device, context, JsonNode.Parse(json)!.AsObject());
         }
         catch (Exception e) when (e is JsonException or NullReferenceException or InvalidOperationException or ArgumentException or FormatException
-            && e is not CheckpointFormatException)
+            or KeyNotFoundException or OverflowException && e is not CheckpointFormatException)
         {
             throw new CheckpointFormatException($"The model zip's entry 'model.json' or one that it describes is damaged: {e.Message}", e);
         }
     }
 
-    private static TextClassificationModel Load(IHostEnvironment environment, ModelLoadContext context, JsonObject description)
+    private static TextClassificationModel Load(Device device, ModelLoadContext context, JsonObject description)
     {
+        var hashes = description["sha256"].Deserialize<Dictionary<string, string>>()!;
         PeftMethod method = PeftMethods.FromJson(description["method"]!.ToJsonString());
         var pooling = Enum.Parse<Pooling>((string)description["pooling"]!);
         LabelSet labels = LabelSet.FromJson(description["labels"]!.AsObject());
         JsonObject columns = description["columns"]!.AsObject(), backboneAt = description["backbone"]!.AsObject();
         bool byReference = backboneAt.ContainsKey("folder");
-        using CheckpointFolder checkpoint = byReference ? OpenReference(backboneAt) : CheckpointFolder.Open(
-            ModelEntry.ReadFiles(context, backboneAt["files"]!.AsArray().Select(n => (string)n!)));
-        using SafetensorsFile parameters = SafetensorsFile.Open(ModelEntry.Read(context, "adapter.safetensors"), "the model zip's adapter.safetensors");
+        var text = new TextColumns((string)columns["sentence1"]!, (string?)columns["sentence2"]);
+        var outputs = new ClassifierColumns((string)columns["score"]!, (string)columns["predictedLabel"]!, (string)columns["probability"]!);
+        int maxTokens = (int)description["maxTokens"]!;
+        using CheckpointFolder checkpoint = byReference ? OpenReference(backboneAt, hashes) : CheckpointFolder.Open(
+            ModelEntry.ReadFiles(context, backboneAt["files"]!.AsArray().Select(n => (string)n!), hashes));
+        using SafetensorsFile parameters = SafetensorsFile.Open(ModelEntry.Read(context, Parameters, hashes), "the model zip's " + Parameters);
 
-        Backbone backbone = BackboneLoader.Load(checkpoint, Devices.Choose(environment));
-        var model = Assemble(backbone, method, labels.Count, pooling, 0, parameters);
-        var classifier = new TextClassifier(model, TextTokenizer.Load(checkpoint.Files), labels, (int)description["maxTokens"]!);
+        TextTokenizer tokenizer = TextTokenizer.Load(checkpoint.Files);
+        AdaptedModel model = Assemble(BackboneLoader.Load(checkpoint, device), method, labels.Count, pooling, 0, parameters);
         return new TextClassificationModel(
-            classifier, method, pooling,
-            new TextColumns((string)columns["sentence1"]!, (string?)columns["sentence2"]),
-            new ClassifierColumns((string)columns["score"]!, (string)columns["predictedLabel"]!, (string)columns["probability"]!),
+            new TextClassifier(model, tokenizer, labels, maxTokens), method, pooling, text, outputs,
             BackboneSource.Of(checkpoint, byReference ? (string)backboneAt["folder"]! : null), byReference);
     }
 
-    private static CheckpointFolder OpenReference(JsonObject backbone)
+    private static CheckpointFolder OpenReference(JsonObject backbone, Dictionary<string, string> hashes)
     {
         string folder = (string)backbone["folder"]!, expected = (string)backbone["sha256"]!;
         if (!Directory.Exists(folder))
             throw new DirectoryNotFoundException(
                 $"The model refers to the backbone folder '{folder}', which does not exist here. Put the same backbone there, or save the model self-contained.");
         CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
+        var small = new SortedDictionary<string, string>(StringComparer.Ordinal);
+        HashSmallFiles(checkpoint.Files, small);
         string found = checkpoint.Sha256();
-        if (found == expected) return checkpoint;
+        string[] others = [.. small.Keys.Union(hashes.Keys).Where(n => n != Parameters && small.GetValueOrDefault(n) != hashes.GetValueOrDefault(n))];
+        if (found == expected && others.Length == 0) return checkpoint;
         checkpoint.Dispose();
         throw new CheckpointFormatException(
-            $"The backbone in '{folder}' is not the one that the model was trained on: SHA-256 {found}, expected {expected}.");
+            $"The backbone in '{folder}' is not the one that the model was trained on: "
+            + (found == expected ? $"changed are {NearNames.List(others)}." : $"SHA-256 {found}, expected {expected}."));
     }
 
     /// <summary>Builds backbone, adaptation and head into one model, perhaps with stored parameters; takes the backbone.</summary>

@@ -61,7 +61,8 @@ public sealed class TextClassificationTrainer : IEstimator<TextClassificationTra
         TrainingOptions training = _options.Training.Copy();
         training.Seed = ModelEntry.Seed(_environment) ?? training.Seed;
 
-        using CheckpointFolder checkpoint = TextClassificationModel.OpenBackbone(_options.BackboneFolder);
+        string? folder = _options.BackboneFolder is { } given ? Path.GetFullPath(given) : null;
+        using CheckpointFolder checkpoint = TextClassificationModel.OpenBackbone(folder);
         TextTokenizer tokenizer = TextTokenizer.Load(checkpoint.Files);
         Backbone backbone = BackboneLoader.Load(checkpoint, Devices.Choose(_environment));
         if (backbone.UnusedTensors.Count > 0)
@@ -72,7 +73,7 @@ public sealed class TextClassificationTrainer : IEstimator<TextClassificationTra
         {
             TrainingResult result = Train(host, channel, classifier, training, input, validation);
             var fitted = new TextClassificationModel(
-                classifier, _options.Method, _options.Pooling, Text, Columns, BackboneSource.Of(checkpoint, _options.BackboneFolder), !_options.EmbedBackbone);
+                classifier, _options.Method, _options.Pooling, Text, Columns, BackboneSource.Of(checkpoint, folder), !_options.EmbedBackbone);
             return new TextClassificationTransformer(fitted) { Training = result };
         }
         catch
