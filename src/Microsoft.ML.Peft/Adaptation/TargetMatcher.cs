@@ -22,6 +22,9 @@ public sealed record TargetRule
     /// <summary>Names: a path matches where it equals one or ends with "." and one.</summary>
     public IReadOnlyList<string> Targets { get; init; } = [];
 
+    /// <summary>Names that a role stands for: as <see cref="Targets"/>, but <see cref="Layers"/> filters those that are whole paths too.</summary>
+    public IReadOnlyList<string> OfRoles { get; init; } = [];
+
     /// <summary>A regular expression that must match the whole path; in place of <see cref="Targets"/>.</summary>
     public string? Pattern { get; init; }
 
@@ -78,7 +81,7 @@ public sealed class TargetMatcher
         if (_saved.Any(saved => IsMatch(saved, path))) return TargetMatch.Excluded;
         if (_pattern is not null) return IsMatch(_pattern, path) ? TargetMatch.Matched : TargetMatch.None;
         if (_rule.Targets.Contains(path)) return TargetMatch.Matched;
-        return _rule.Targets.Any(name => Names(name, path)) && InLayers(path) ? TargetMatch.Matched : TargetMatch.None;
+        return _rule.Targets.Concat(_rule.OfRoles).Any(name => Names(name, path)) && InLayers(path) ? TargetMatch.Matched : TargetMatch.None;
     }
 
     /// <summary>True where a name (not a pattern) names the path: equal, or the path's last parts.</summary>

@@ -115,7 +115,8 @@ public abstract class TargetedMethod : PeftMethod
             : [.. DefaultRoles.Select(role => role.ToString())];
         return new TargetRule
         {
-            Targets = Expand(targets, list),
+            Targets = [.. targets.Where(name => !StandsForRole(name))],
+            OfRoles = Expand(targets.Where(StandsForRole), list),
             Pattern = TargetPattern,
             Excluded = Expand(ExcludeTargets, list),
             ExcludedPattern = ExcludePattern,
@@ -125,22 +126,19 @@ public abstract class TargetedMethod : PeftMethod
         };
     }
 
-    // Roles stand for the names (not the whole paths, which Layers would not filter) of the sites that have them.
-    private static List<string> Expand(IReadOnlyList<string> names, List<(WeightSite Site, string Path)> all)
+    // Roles stand for the names of the sites that have them.
+    private static List<string> Expand(IEnumerable<string> names, List<(WeightSite Site, string Path)> all)
     {
         var expanded = new List<string>();
         foreach (string name in names)
         {
-            if (Role(name) is not { } wanted && name != AllLinear)
-                expanded.Add(name);
-            else
-                expanded.AddRange(all.Where(s => IsRole(s.Site, name)).Select(s => s.Site.Name == s.Path ? Tail(s.Path) : s.Site.Name));
+            if (StandsForRole(name)) expanded.AddRange(all.Where(s => IsRole(s.Site, name)).Select(s => s.Site.Name));
+            else expanded.Add(name);
         }
         return expanded;
     }
 
-    // A path without prefix must stay an end of the path, or it would count as the whole one.
-    private static string Tail(string path) => path.IndexOf('.') is var dot and >= 0 ? path[(dot + 1)..] : path;
+    private static bool StandsForRole(string name) => name == AllLinear || Role(name) is not null;
 
     private static bool IsRole(WeightSite site, string name) =>
         name == AllLinear ? site is Projection : Role(name) is { } role && site.Role == role;
