@@ -9,6 +9,7 @@ namespace Microsoft.ML.Peft.Training;
 /// <summary>One run of the trainer, from the first step to the restored weights.</summary>
 internal sealed class TrainingRun : IDisposable
 {
+    private static readonly Lock _drawing = new();
     private readonly AdaptedModel _model;
     private readonly TrainingOptions _options;
     private readonly Objective _objective;
@@ -158,6 +159,8 @@ internal sealed class TrainingRun : IDisposable
         ulong key = Pass.Mix(Pass.Mix((ulong)_options.Seed) + (ulong)(step.Plan.FirstMicroStep + index));
         var pass = new Pass(_model.Patches, training: true, key) { Checkpointing = _options.GradientCheckpointing };
         PeftAdaptation? adaptation = _model.Adaptation;
+        // Dropout draws from libtorch's one generator, seeded for each part of the pass: two runs must not draw in turn.
+        using Lock.Scope alone = _drawing.EnterScope();
         adaptation?.BeforePass(pass);
         Tensor scores = _forwarder.Score(arrays, pass);
         double scale = count > 0 ? 1 / count : 1;
