@@ -2,7 +2,9 @@
 
 using System.CommandLine;
 using Microsoft.ML.Peft.Cli;
+using Spectre.Console;
 
+AnsiConsole.Console = Terminal.On(Console.Out, Console.IsOutputRedirected);
 var root = new RootCommand("Parameter-efficient fine-tuning of Hugging Face backbones, in ML.NET model zips.")
 {
     TrainCommand.Make(),

@@ -11,7 +11,7 @@ namespace Microsoft.ML.Peft.Cli;
 internal sealed class ProgressScreen : IDisposable
 {
     private const int BarWidth = 28;
-    private readonly IAnsiConsole _console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(Console.Error) });
+    private readonly IAnsiConsole _console = Terminal.On(Console.Error, Console.IsErrorRedirected);
     private readonly bool _live = !Console.IsErrorRedirected;
     private DateTime _next = DateTime.MinValue;
     private bool _open;

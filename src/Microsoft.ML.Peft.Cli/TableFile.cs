@@ -48,7 +48,7 @@ internal sealed class TableFile : IDisposable
     {
         int index = Columns.ToList().IndexOf(column);
         return index >= 0 ? index : throw new InvalidDataException(
-            $"{Shown} has no column '{column}'. {Checkpoints.NearNames.Hint(column, Columns)} Its columns: {string.Join(", ", Columns)}.");
+            $"{Shown} has no column '{column}'.{Checkpoints.NearNames.Hint(column, Columns)} Its columns: {string.Join(", ", Columns)}.");
     }
 
     /// <summary>Columns as text, in ML.NET's loader.</summary>
