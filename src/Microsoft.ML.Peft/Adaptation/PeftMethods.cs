@@ -56,7 +56,7 @@ public static class PeftMethods
         PropertyInfo[] options = [.. method.GetType().GetProperties().Where(p => p.SetMethod is { IsPublic: true })];
         PropertyInfo property = options.FirstOrDefault(p => p.Name.Equals(option, StringComparison.OrdinalIgnoreCase))
             ?? throw new ArgumentException(
-                $"Method '{method.Id}' has no option '{option}'. {Checkpoints.NearNames.Hint(option, options.Select(p => p.Name))} Its options: {string.Join(", ", options.Select(p => p.Name))}.");
+                $"Method '{method.Id}' has no option '{option}'.{Checkpoints.NearNames.Hint(option, options.Select(p => p.Name))} Its options: {string.Join(", ", options.Select(p => p.Name))}.");
         foreach (string json in Forms(value, property.PropertyType))
         {
             try

@@ -31,7 +31,7 @@ internal sealed class LabelSet
     /// <summary>A short text for each class, for reports.</summary>
     public IReadOnlyList<string> Names => IsBinary
         ? ["False", "True"]
-        : [.. Enumerable.Range(0, Count).Select(i => Values is null ? (i + 1).ToString() : Values.GetValue(i)!.ToString()!)];
+        : [.. Enumerable.Range(0, Count).Select(i => Values is null ? (i + 1).ToString() : AsText(Values.GetValue(i)!))];
 
     /// <summary>Reads the label column's kind and key values.</summary>
     /// <param name="column">The label column.</param>

@@ -11,7 +11,7 @@ string zip = args.FirstOrDefault(a => a.EndsWith(".zip", StringComparison.Ordina
 var ml = new MLContext();
 ITransformer model = ml.Model.Load(zip, out _);
 
-WebApplicationBuilder builder = WebApplication.CreateSlimBuilder(args);
+WebApplicationBuilder builder = WebApplication.CreateSlimBuilder([.. args.Where(a => a != zip)]);   // "/path" would count as an option there
 builder.Logging.SetMinimumLevel(LogLevel.Warning);
 builder.Services.AddSingleton<ObjectPool<PredictionEngine<Question, Answer>>>(new DefaultObjectPool<PredictionEngine<Question, Answer>>(new EnginePolicy(ml, model)));
 WebApplication app = builder.Build();

@@ -59,6 +59,13 @@ public sealed class TextClassificationOptions
         {
             if (string.IsNullOrWhiteSpace(value)) throw new ArgumentException($"{option} is empty; give the name of a column.", option);
         }
+        if (Sentence2ColumnName is not null && string.IsNullOrWhiteSpace(Sentence2ColumnName))
+            throw new ArgumentException("Sentence2ColumnName is empty; give the name of a column, or null for a single text.", nameof(Sentence2ColumnName));
+        string[] outputs = [ScoreColumnName, PredictedLabelColumnName, ProbabilityColumnName];
+        if (outputs.Distinct(StringComparer.Ordinal).Count() < outputs.Length)
+            throw new ArgumentException($"The output columns have the names '{string.Join("', '", outputs)}'; each needs a name of its own.", nameof(ScoreColumnName));
+        if (Training is null) throw new ArgumentException("Training is null; give new TrainingOptions().", nameof(Training));
+        if (!Enum.IsDefined(Pooling)) throw new ArgumentException($"Pooling is {Pooling}; allowed are {string.Join(", ", Enum.GetNames<Pooling>())}.", nameof(Pooling));
         if (Method is null) throw new ArgumentException("Method is null; give a method, e.g. new LoraOptions().", nameof(Method));
         if (MaxTokens < 3) throw new ArgumentException($"MaxTokens is {MaxTokens}; it must be at least 3 (two special tokens and one of the text).", nameof(MaxTokens));
         if (BackboneFolder is not null && !Directory.Exists(BackboneFolder))
@@ -72,7 +79,7 @@ public sealed class TextClassificationOptions
     internal TextClassificationOptions Copy()
     {
         var copy = (TextClassificationOptions)MemberwiseClone();
-        copy.Training = Training.Copy();
+        copy.Training = Training?.Copy()!;   // null is refused by Validate
         return copy;
     }
 }

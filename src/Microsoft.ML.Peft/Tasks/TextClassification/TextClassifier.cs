@@ -62,8 +62,9 @@ internal sealed class TextClassifier : IDisposable
     /// <summary>Scores rows in batches of similar length; results in the order of the rows.</summary>
     public ClassScores[] Score(IReadOnlyList<TextRow> rows)
     {
-        ObjectDisposedException.ThrowIf(_disposed != 0,
-            "The transformer was disposed; a PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }");
+        if (_disposed != 0)
+            throw new ObjectDisposedException(nameof(TextClassificationTransformer),
+                "The transformer was disposed. A PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }.");
         var examples = new Example[rows.Count];
         for (int i = 0; i < examples.Length; i++) examples[i] = Encode(rows[i]);
         int[] order = [.. Enumerable.Range(0, examples.Length).OrderBy(i => examples[i].Length)];

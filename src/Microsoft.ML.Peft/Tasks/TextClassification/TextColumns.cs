@@ -52,5 +52,5 @@ internal sealed record TextColumns(string First, string? Second)
     /// <param name="role">Role of the column.</param>
     /// <param name="there">Names that the data has.</param>
     public static ArgumentOutOfRangeException Missing(string name, string role, IEnumerable<string> there) =>
-        new("inputSchema", $"The {role} column '{name}' was not found. {Checkpoints.NearNames.Hint(name, there)}");
+        new("inputSchema", $"The {role} column '{name}' was not found.{Checkpoints.NearNames.Hint(name, there)}");
 }
