@@ -118,6 +118,27 @@ public sealed class ModelZipTests : OneThread
     }
 
     [TestMethod]
+    public void ASecondProcessPredictsTheSameBits()
+    {
+        IDataView data = TinyTexts.View(_ml, 24);
+        using TextClassificationTransformer model = TinyTexts.Train(_ml, data, o => o.Sentence2ColumnName = "Title");
+        _ml.Model.Save(model, data.Schema, At("model.zip"));
+        (int code, string output, string error) = Child.Run("Microsoft.ML.Peft.Tests", "Microsoft.ML.Peft.Tests", ["score", At("model.zip")], oneThread: true);
+        Assert.AreEqual(0, code, error);
+        CollectionAssert.AreEqual(TinyTexts.Scores(model, data).Select(Bits).ToArray(), output.TrimEnd('\n').Split('\n'));
+    }
+
+    /// <summary>The other process: nothing of this library has been called there before the model is loaded.</summary>
+    internal static void ScoreInChild(string zip)
+    {
+        var ml = new MLContext();
+        ITransformer model = ml.Model.Load(zip, out _);
+        foreach (float[] row in TinyTexts.Scores(model, TinyTexts.View(ml, 24))) Console.WriteLine(Bits(row));
+    }
+
+    private static string Bits(float[] row) => string.Join(' ', row.Select(x => BitConverter.SingleToUInt32Bits(x).ToString("x8")));
+
+    [TestMethod]
     public void ByReferenceTheFolderIsCheckedByItsHash()
     {
         string backbone = Directory.CreateDirectory(At("backbone")).FullName, moved = At("moved");

@@ -2,6 +2,7 @@
 
 using System.Runtime.InteropServices;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Methods;
 using Microsoft.ML.Peft.Tasks;
@@ -157,6 +158,23 @@ public sealed class TextClassificationFitTests : OneThread
             data, _ml.Transforms.Conversion.MapValueToKey("Label").Append(_ml.Peft().TextClassification(TinyTexts.Options(o => o.Training.Epochs = 1))), numberOfFolds: 3);
         Assert.Contains(2, inside.Select(f => f.Metrics.PerClassLogLoss.Count).ToArray());
         foreach (ITransformer model in folds.Concat(inside).Select(f => f.Model)) (model as IDisposable)?.Dispose();
+    }
+
+    [TestMethod]
+    public void LayersFilterTheTargetsOfRoles()
+    {
+        long Trained(params string[] targets) => Count(new LoraOptions { Rank = 4, Targets = targets, Layers = [1] });
+        long Count(PeftMethod method)
+        {
+            using TextClassificationTransformer model = TinyTexts.Train(_ml, TinyTexts.View(_ml, 12), o => (o.Method, o.Training.Epochs) = (method, 1));
+            return model.TrainableParameters;
+        }
+
+        long head = Count(new HeadOnlyOptions()), site = 2 * 4 * TinyBert.Hidden;
+        Assert.AreEqual(head + (2 * site), Trained());
+        Assert.AreEqual(head + site, Trained("Query"));
+        Assert.AreEqual(head + site, Trained("query"));
+        Assert.AreEqual(head + (4 * site) + (2 * 4 * (TinyBert.Hidden + TinyBert.Inner)), Trained(TargetedMethod.AllLinear));
     }
 
     [TestMethod]
