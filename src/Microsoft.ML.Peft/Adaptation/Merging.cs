@@ -35,7 +35,7 @@ public static class Merging
 
     // What the patch gave back may be a parameter of the adaptation: the merged backbone must hold numbers of its own.
     private static Tensor Own(Tensor made, Tensor? frozen) =>
-        ReferenceEquals(made, frozen) ? made : made.detach().clone().MoveToOuterDisposeScope();
+        ReferenceEquals(made, frozen) ? made : made.detach().clone();
 
     private static void Check(Tensor tensor, Site site)
     {

@@ -98,6 +98,5 @@ public sealed class AlbertBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
-        new AlbertBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+    protected override Backbone Rebuild(IWeightSource weights) => new AlbertBackbone(Config, weights);
 }

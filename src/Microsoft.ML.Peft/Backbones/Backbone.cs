@@ -77,12 +77,22 @@ public abstract class Backbone : IDisposable
         return site;
     }
 
+    /// <summary>Builds a network; its tensors outlive the running dispose scope only when all of it stands.</summary>
+    /// <param name="build">Makes the network.</param>
+    internal static Backbone Built(Func<Backbone> build)
+    {
+        using var scope = NewDisposeScope();
+        Backbone backbone = build();
+        foreach (Tensor tensor in backbone._owned) tensor.DetachFromDisposeScope();
+        return backbone;
+    }
+
     /// <summary>Takes ownership of a frozen tensor.</summary>
     /// <param name="tensor">The tensor.</param>
     protected Tensor Own(Tensor tensor)
     {
         tensor.requires_grad = false;
-        _owned.Add(tensor.DetachFromDisposeScope());
+        _owned.Add(tensor);
         return tensor;
     }
 
@@ -158,8 +168,17 @@ public abstract class Backbone : IDisposable
     protected virtual Tensor Finish(Tensor hidden, Pass pass) => hidden;
 
     /// <summary>A backbone of the same family over other weights at some sites; the rest is shared.</summary>
-    /// <param name="replaced">New weight and bias a site; ownership passes to the new backbone.</param>
-    public abstract Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced);
+    /// <param name="replaced">New weight and bias a site; the new backbone takes handles of its own on them.</param>
+    public Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced)
+    {
+        Backbone other = Built(() => Rebuild(new SharedWeights(this, replaced)));
+        other.Placed(Device, UnusedTensors);
+        return other;
+    }
+
+    /// <summary>The same network over another source of weights.</summary>
+    /// <param name="weights">Frozen tensors.</param>
+    protected abstract Backbone Rebuild(IWeightSource weights);
 
     /// <summary>The full module path of a site inside a task model, e.g. <c>bert.encoder.layer.0.attention.self.query</c>.</summary>
     /// <param name="site">A site of this backbone.</param>

@@ -40,7 +40,7 @@ public static class BackboneLoader
         folder.Prefix = family.Prefix + ".";
         BackboneConfig config = family.Read(raw);
         IReadOnlyList<string> unused = CheckAll(folder, family, config);
-        Backbone backbone = family.Build(config, new FolderWeights(folder, dtype, device ?? CPU));
+        Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)));
         backbone.Placed(device ?? CPU, unused);
         return backbone;
     }
@@ -51,7 +51,7 @@ public static class BackboneLoader
     public static Backbone Build(JsonObject config, IWeightSource weights)
     {
         Family family = FamilyOf(config, "the given configuration");
-        return family.Build(family.Read(config), weights);
+        return Backbone.Built(() => family.Build(family.Read(config), weights));
     }
 
     /// <summary>Reads config.json.</summary>

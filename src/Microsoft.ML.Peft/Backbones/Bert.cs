@@ -76,6 +76,5 @@ public sealed class BertBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
-        new BertBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+    protected override Backbone Rebuild(IWeightSource weights) => new BertBackbone(Config, weights);
 }

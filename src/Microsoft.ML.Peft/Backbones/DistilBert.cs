@@ -72,6 +72,5 @@ public sealed class DistilBertBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
-        new DistilBertBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+    protected override Backbone Rebuild(IWeightSource weights) => new DistilBertBackbone(Config, weights);
 }

@@ -88,6 +88,5 @@ public sealed class MPNetBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
-        new MPNetBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+    protected override Backbone Rebuild(IWeightSource weights) => new MPNetBackbone(Config, weights);
 }

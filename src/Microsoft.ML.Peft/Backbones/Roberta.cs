@@ -57,6 +57,5 @@ public sealed class RobertaBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) =>
-        new RobertaBackbone(Config, new SharedWeights(this, replaced)) { Device = Device };
+    protected override Backbone Rebuild(IWeightSource weights) => new RobertaBackbone(Config, weights);
 }

@@ -59,7 +59,8 @@ internal sealed class TinyBackbone : Backbone
         return norm.Forward(hidden + pass.Dropout(down.Forward(inner, pass), Config.HiddenDropout), pass);
     }
 
-    public override Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced) => throw new NotSupportedException();
+    protected override Backbone Rebuild(IWeightSource weights) =>
+        throw new NotSupportedException();
 }
 
 /// <summary>Low-rank terms at the first projection of every layer from a given one on.</summary>
