@@ -29,6 +29,10 @@ public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Te
 /// </summary>
 public abstract class Backbone : IDisposable
 {
+    // A constructor that throws leaves no object to dispose; the builder on the same thread frees its tensors.
+    [ThreadStatic]
+    private static List<Tensor>? _underConstruction;
+
     private readonly List<Site> _sites = [];
     private readonly List<Tensor> _owned = [];
 
@@ -77,14 +81,26 @@ public abstract class Backbone : IDisposable
         return site;
     }
 
-    /// <summary>Builds a network; its tensors outlive the running dispose scope only when all of it stands.</summary>
+    /// <summary>Builds a network; where that fails half-way, what it owned by then is freed.</summary>
     /// <param name="build">Makes the network.</param>
     internal static Backbone Built(Func<Backbone> build)
     {
+        List<Tensor>? outer = _underConstruction;
+        List<Tensor> made = _underConstruction = [];
         using var scope = NewDisposeScope();
-        Backbone backbone = build();
-        foreach (Tensor tensor in backbone._owned) tensor.DetachFromDisposeScope();
-        return backbone;
+        try
+        {
+            return build();
+        }
+        catch
+        {
+            foreach (Tensor tensor in made) tensor.Dispose();
+            throw;
+        }
+        finally
+        {
+            _underConstruction = outer;
+        }
     }
 
     /// <summary>Takes ownership of a frozen tensor.</summary>
@@ -92,7 +108,8 @@ public abstract class Backbone : IDisposable
     protected Tensor Own(Tensor tensor)
     {
         tensor.requires_grad = false;
-        _owned.Add(tensor);
+        _underConstruction?.Add(tensor);
+        _owned.Add(tensor.DetachFromDisposeScope());
         return tensor;
     }
 
