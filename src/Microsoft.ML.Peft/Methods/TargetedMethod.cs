@@ -204,15 +204,15 @@ public abstract class TargetedMethod : PeftMethod
         bool plain = names.Length > 0 && names.All(name => Role(name) is null && name != AllLinear);
         if (plain && names.Length < 20) return names;
         WeightSite[] all = [.. backbone.Sites.OfType<WeightSite>()];
-        if (selected && Layers.Length == 0)
-        {
-            // Names of the whole model's other linear maps, so that a shortened list names nothing there by accident.
-            HashSet<WeightSite> chosen = [.. SelectSites(backbone)];
-            if (names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(backbone.PathOf)];
-            string[] elsewhere = ["classifier.dense", "classifier.out_proj", "lm_head.dense", "cls.predictions.transform.dense"];
-            return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), all.Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
-        }
-        return Expand(names.Length > 0 ? names : [.. DefaultRoles.Select(r => r.ToString())], [.. all.Select(s => (s, backbone.PathOf(s)))]);
+        List<string> named = Expand(names.Length > 0 ? names : DefaultRoles.Select(r => r.ToString()), [.. all.Select(s => (s, backbone.PathOf(s)))]);
+        if (!selected) return named;
+        // The layers are a field of their own, which does not filter whole paths: names of the role in all layers, then.
+        HashSet<WeightSite> chosen = Layers.Length == 0 ? [.. SelectSites(backbone)]
+            : [.. all.Where(s => named.Any(name => TargetMatcher.Names(name, backbone.PathOf(s))))];
+        if (Layers.Length == 0 && names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(backbone.PathOf)];
+        // Names of the whole model's other linear maps, so that a shortened list names nothing there by accident.
+        string[] elsewhere = ["classifier.dense", "classifier.out_proj", "lm_head.dense", "cls.predictions.transform.dense"];
+        return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), all.Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
     }
 
     private static (string[] Names, string? Pattern) NamesOrPattern(JsonObject config, string field) => config[field] switch
