@@ -183,10 +183,10 @@ def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
         optimizer, lambda step: step / max(1, ramp) if step < ramp else max(0.0, (total - step) / max(1, total - ramp)))
     loss_function = nn.CrossEntropyLoss()
     model.train()
-    losses, tokens, began = [], 0, time.perf_counter()
+    losses, tokens, began, cpu = [], 0, time.perf_counter(), time.process_time()
     for step, batch in enumerate(batches):
         if step == arguments.warmup:
-            tokens, began = 0, time.perf_counter()
+            tokens, began, cpu = 0, time.perf_counter(), time.process_time()
         ids, mask, labels = collate([rows[r] for r in batch], pad)
         loss = loss_function(model(ids, mask), labels)
         loss.backward()
@@ -197,7 +197,7 @@ def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
         losses.append(loss.item())
         tokens += sum(len(rows[r][1]) for r in batch)
         after_step(step)
-    return {"losses": losses, "tokens": tokens, "seconds": time.perf_counter() - began}
+    return {"losses": losses, "tokens": tokens, "seconds": time.perf_counter() - began, "cpuSeconds": time.process_time() - cpu}
 
 
 def score(model, pad, rows, batches, warmup):
@@ -208,13 +208,13 @@ def score(model, pad, rows, batches, warmup):
         for batch in batches[:warmup]:
             ids, mask, _ = collate([rows[r] for r in batch], pad)
             model(ids, mask)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         for batch in batches:
             ids, mask, _ = collate([rows[r] for r in batch], pad)
             scores.extend(model(ids, mask).flatten().tolist())
             tokens += sum(len(rows[r][1]) for r in batch)
-        seconds = time.perf_counter() - began
-    return {"scores": scores, "tokens": tokens, "seconds": seconds}
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"scores": scores, "tokens": tokens, "seconds": seconds, "cpuSeconds": cpu}
 
 
 def peak_memory_mib():

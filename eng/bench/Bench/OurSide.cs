@@ -20,6 +20,7 @@ internal static class OurSide
         public float[] Scores { get; init; } = [];
         public long Tokens { get; init; }
         public double Seconds { get; init; }
+        public double CpuSeconds { get; init; }
         public double PeakMemoryMiB { get; init; }
         public string Torch { get; init; } = "";
         public string Blas { get; init; } = "";
@@ -33,8 +34,8 @@ internal static class OurSide
     public static string Run(string mode, string folder, Arguments arguments)
     {
         bool dropout = arguments.Text("dropout", "on") == "on";
-        set_num_threads(arguments.Int("threads", get_num_threads()));
         using AdaptedModel model = Material.Load(folder, dropout);
+        set_num_threads(arguments.Int("threads", get_num_threads()));
         Material material = Material.Read(folder, mode == "train" ? "train" : "score");
         int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
         int warmup = arguments.Int("warmup", 3);
@@ -56,6 +57,7 @@ internal static class OurSide
     public static Report Train(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup, double rate)
     {
         long began = Stopwatch.GetTimestamp();
+        TimeSpan cpu = Environment.CpuUsage.TotalTime;
         var options = new TrainingOptions
         {
             MaxSteps = batches.Length,
@@ -70,7 +72,7 @@ internal static class OurSide
             PlanBatches = (all, o) => new GivenBatches(all, o, batches),
             AfterStep = step =>
             {
-                if (step == warmup) began = Stopwatch.GetTimestamp();
+                if (step == warmup) (began, cpu) = (Stopwatch.GetTimestamp(), Environment.CpuUsage.TotalTime);
             },
         };
         int classes = ((SequenceClassificationHead)model.Head).Outputs;
@@ -81,6 +83,7 @@ internal static class OurSide
             Losses = [.. result.Losses],
             Tokens = batches.Skip(warmup).Sum(b => b.Sum(r => (long)rows[r].Length)),
             Seconds = seconds,
+            CpuSeconds = (Environment.CpuUsage.TotalTime - cpu).TotalSeconds,
         };
     }
 
@@ -98,10 +101,12 @@ internal static class OurSide
         foreach (int[] batch in batches.Take(warmup)) Score(model, rows, batch);
         var scores = new List<float>();
         long began = Stopwatch.GetTimestamp();
+        TimeSpan cpu = Environment.CpuUsage.TotalTime;
         foreach (int[] batch in batches) scores.AddRange(Score(model, rows, batch));
         return new Report
         {
             Seconds = Stopwatch.GetElapsedTime(began).TotalSeconds,
+            CpuSeconds = (Environment.CpuUsage.TotalTime - cpu).TotalSeconds,
             Scores = [.. scores],
             Tokens = batches.Sum(b => b.Sum(r => (long)rows[r].Length)),
         };

@@ -53,8 +53,8 @@ internal static class Profile
 
     public static void Run(string folder, Arguments arguments)
     {
-        set_num_threads(arguments.Int("threads", Machine.Cores()));
         using AdaptedModel model = Material.Load(folder, dropout: true);
+        set_num_threads(arguments.Int("threads", Machine.Cores()));
         int steps = arguments.Int("steps", 20);
         var times = new Times();
         var inner = new Inner(model.Patches);

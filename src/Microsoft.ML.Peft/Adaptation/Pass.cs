@@ -130,6 +130,19 @@ public sealed class Pass
         }
     }
 
+    /// <summary>
+    /// Runs a part of the network in a dispose scope of its own. What the backward pass needs it keeps itself; all else is
+    /// freed at the part's end, for the next part to reuse.
+    /// </summary>
+    internal Tensor Scoped(Func<Tensor> part)
+    {
+        using var scope = NewDisposeScope();
+        Tensor output = part();
+        if (scope.Contains(output)) scope.MoveToOuter(output);
+        KeepShared(scope);
+        return output;
+    }
+
     /// <summary>Moves what later parts of the pass read out of a scope that is about to end.</summary>
     internal void KeepShared(DisposeScope scope)
     {

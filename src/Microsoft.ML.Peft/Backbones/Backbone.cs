@@ -141,12 +141,7 @@ public abstract class Backbone : IDisposable
     private Tensor RunLayer(int layer, Tensor hidden, Pass pass)
     {
         pass.BeginSegment(layer + 1);
-        // What the backward pass needs it keeps itself; all else of a layer is freed here, for the next layer to reuse.
-        using var scope = NewDisposeScope();
-        Tensor output = Layer(layer, hidden, pass);
-        if (scope.Contains(output)) scope.MoveToOuter(output);
-        pass.KeepShared(scope);
-        return output;
+        return pass.Scoped(() => Layer(layer, hidden, pass));
     }
 
     // Nothing below the lowest trainable patch needs a graph.

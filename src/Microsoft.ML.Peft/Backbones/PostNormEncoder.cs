@@ -110,10 +110,10 @@ public abstract class PostNormEncoder : Backbone
         bool first = pass.FirstTokenOnly && layer == Config.LayerCount - 1 && parts.TokenByToken(pass);
         return parts.Whole.Forward(hidden, x =>
         {
-            Tensor attended = parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass);
+            Tensor attended = pass.Scoped(() => parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass));
             if (first) x = x.narrow(1, pass.Layout.Inserted, 1);
             x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.Forward(stream + y, pass), pass);
-            Tensor fed = parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass);
+            Tensor fed = pass.Scoped(() => parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass));
             return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.Forward(stream + y, pass), pass);
         }, pass);
     }
