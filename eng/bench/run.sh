@@ -2,7 +2,7 @@
 # Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 # Trains and scores MiniLM-L6 by LoRA, once by this library and once by a plain PyTorch loop in Python on the same
 # libtorch, the same rows, batches and threads, in turns; prints the ratios and writes eng/bench/RESULTS.md.
-#   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--threads CORES] [--out FILE]
+#   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--score-steps ALL] [--threads CORES] [--out FILE]
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
 # The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
 set -euo pipefail

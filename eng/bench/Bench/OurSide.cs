@@ -28,6 +28,8 @@ internal static class OurSide
 
         public double TokensPerSecond => Tokens / Seconds;
 
+        public double TokensPerCpuSecond => Tokens / CpuSeconds;
+
         public static JsonSerializerOptions Form { get; } = new(JsonSerializerDefaults.Web);
     }
 
