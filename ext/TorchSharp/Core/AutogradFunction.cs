@@ -131,14 +131,14 @@ public static partial class torch
                 if (grads.Count > IsTensor.Length && grads.Skip(IsTensor.Length).All(g => g is null || g.IsInvalid))
                     grads = grads.GetRange(0, IsTensor.Length);
                 if (grads.Count != IsTensor.Length)
-                    throw new NotImplementedException($"Function {Name} returned an incorrect number of gradients (expected {IsTensor.Length}, got {grads.Count})");
+                    throw new NotImplementedException($"The backward of {Name} gave {grads.Count} gradients for {IsTensor.Length} inputs; give one an input, null where it needs none.");
                 var ofTensors = new List<Tensor?>();
                 for (int i = 0; i < grads.Count; i++)
                 {
                     if (IsTensor[i])
                         ofTensors.Add(grads[i]);
                     else if (grads[i] is { IsInvalid: false })
-                        throw new NotImplementedException($"Function {Name} returned a gradient at position {i + 1}, where the forward input was not a Tensor");
+                        throw new NotImplementedException($"The backward of {Name} gave a gradient for input {i + 1}, which is no tensor; give null there.");
                 }
                 return ofTensors;
             }
