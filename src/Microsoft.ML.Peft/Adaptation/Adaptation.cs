@@ -65,7 +65,7 @@ public class PeftAdaptation : IDisposable
     /// <param name="site">A site of the backbone.</param>
     /// <param name="patch">A patch of the kind that the site takes.</param>
     public void Attach(Site site, Patch patch) =>
-        _patches[site] = _patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(inner, patch) : patch;
+        _patches[site] = _patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(site, inner, patch) : patch;
 
     /// <summary>What a pass wears to run with this adaptation.</summary>
     public PatchTable Table() => new(_patches, Backbone.Device.type);
@@ -76,9 +76,13 @@ public class PeftAdaptation : IDisposable
     {
     }
 
-    /// <summary>Called before each training forward; may run the bare backbone.</summary>
+    /// <summary>
+    /// Called before each forward of a model, in training and in scoring; may run the bare backbone, and may leave what
+    /// patches read with <see cref="Pass.Once{T}"/>.
+    /// </summary>
     /// <param name="pass">The pass that is about to run.</param>
-    public virtual void BeforePass(Pass pass)
+    /// <param name="batch">What it will run over.</param>
+    public virtual void BeforePass(Pass pass, TokenBatch batch)
     {
     }
 

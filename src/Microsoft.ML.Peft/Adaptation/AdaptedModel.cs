@@ -51,6 +51,7 @@ public sealed class AdaptedModel : IDisposable
     {
         // Masks that are given (recorded ones, in tests) are as large as all tokens.
         pass.FirstTokenOnly = Head.ReadsFirstTokenOnly && pass.DropWith is null;
+        Adaptation?.BeforePass(pass, batch);
         return Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
     }
 

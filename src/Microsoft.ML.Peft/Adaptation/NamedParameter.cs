@@ -47,6 +47,12 @@ public sealed class NamedParameter : IDisposable
     /// <summary>True where the tensor is part of exchanged adapter files; false for what their readers make again themselves.</summary>
     public bool Exchanged { get; init; } = true;
 
+    /// <summary>
+    /// The whole key in exchanged files, where it is not <c>base_model.model.</c> and the name: <c>prompt_embeddings</c>,
+    /// <c>base_model.vera_A</c>. Null for the usual.
+    /// </summary>
+    public string? FileKey { get; init; }
+
     /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
     /// <param name="value">Same shape; ownership passes here.</param>
     public void Replace(Tensor value)
@@ -57,7 +63,7 @@ public sealed class NamedParameter : IDisposable
     }
 
     /// <summary>Copies numbers into the value.</summary>
-    /// <param name="source">Same shape, any floating type.</param>
+    /// <param name="source">Same shape; the numbers take the type of the value.</param>
     /// <exception cref="ArgumentException">The shape differs.</exception>
     public void Load(Tensor source)
     {

@@ -79,7 +79,7 @@ public abstract class WeightPatch : Patch
         Tensor? b = RewriteBias(bias, pass);
         foreach (LowRankTerm term in Terms(pass))
         {
-            weight = weight + term.Delta().to_type(weight.dtype);
+            weight = weight + term.Delta().to_type(weight.dtype).view(weight.shape);
             if (term.BiasB is not null)
                 b = b is null ? term.BiasB * term.Scale : b + term.BiasB * term.Scale;
         }

@@ -8,12 +8,13 @@ namespace Microsoft.ML.Peft.Adaptation;
 public static class PatchStack
 {
     /// <summary>Nests two patches of the same kind.</summary>
+    /// <param name="site">The site of both.</param>
     /// <param name="inner">The patch that is there already.</param>
     /// <param name="outer">The patch around it.</param>
     /// <exception cref="ArgumentException">The kinds differ.</exception>
-    public static Patch Of(Patch inner, Patch outer) => (inner, outer) switch
+    public static Patch Of(Site site, Patch inner, Patch outer) => (inner, outer) switch
     {
-        (WeightPatch a, WeightPatch b) => new WeightStack(a, b),
+        (WeightPatch a, WeightPatch b) => new WeightStack((WeightSite)site, a, b),
         (BlockPatch a, BlockPatch b) => new BlockStack(a, b),
         (ResidualPatch a, ResidualPatch b) => new ResidualStack(a, b),
         (AttentionPatch a, AttentionPatch b) => new AttentionStack(a, b),
@@ -21,36 +22,61 @@ public static class PatchStack
         _ => throw new ArgumentException($"A {outer.GetType().Name} cannot stand on a {inner.GetType().Name}: they fit different sites."),
     };
 
-    private sealed class WeightStack(WeightPatch inner, WeightPatch outer) : WeightPatch
+    // Leaves, the innermost first. Weight chains and low-rank terms that no function encloses become one effective site;
+    // each function wraps what lies below it; what lies above a function adds its change of the frozen product.
+    private sealed class WeightStack : WeightPatch
     {
-        public override bool Trainable => inner.Trainable || outer.Trainable;
+        private readonly WeightSite _site;
+        private readonly WeightPatch[] _leaves;
+
+        public WeightStack(WeightSite site, WeightPatch inner, WeightPatch outer)
+        {
+            _site = site;
+            _leaves = [.. Leaves(inner), .. Leaves(outer)];
+        }
+
+        private static WeightPatch[] Leaves(WeightPatch patch) => patch is WeightStack stack ? stack._leaves : [patch];
+
+        public override bool Trainable => _leaves.Any(leaf => leaf.Trainable);
 
         // Low-rank terms add up; one rewritten weight makes all of it a weight chain; a function makes all of it a function.
-        public override PatchForm Form =>
-            (PatchForm)Math.Max((int)inner.Form, (int)outer.Form);
+        public override PatchForm Form => _leaves.Max(leaf => leaf.Form);
 
-        public override IReadOnlyList<LowRankTerm> Terms(Pass? pass) => [.. inner.Terms(pass), .. outer.Terms(pass)];
+        public override IReadOnlyList<LowRankTerm> Terms(Pass? pass) => [.. _leaves.SelectMany(leaf => leaf.Terms(pass))];
 
-        public override Tensor? RewriteBias(Tensor? bias, Pass? pass) => outer.RewriteBias(inner.RewriteBias(bias, pass), pass);
+        public override Tensor? RewriteBias(Tensor? bias, Pass? pass)
+        {
+            foreach (WeightPatch leaf in _leaves) bias = leaf.RewriteBias(bias, pass);
+            return bias;
+        }
 
         public override (Tensor Weight, Tensor? Bias) Rewrite(Tensor weight, Tensor? bias, Pass? pass)
         {
-            (weight, bias) = inner.Rewrite(weight, bias, pass);
-            return outer.Rewrite(weight, bias, pass);
+            foreach (WeightPatch leaf in _leaves) (weight, bias) = leaf.Rewrite(weight, bias, pass);
+            return (weight, bias);
         }
 
-        public override Tensor Around(Tensor x, Func<Tensor, Tensor> next, Pass pass) =>
-            Call(outer, x, input => Call(inner, input, next, pass), pass);
-
-        private static Tensor Call(WeightPatch patch, Tensor x, Func<Tensor, Tensor> next, Pass pass)
+        public override Tensor Around(Tensor x, Func<Tensor, Tensor> next, Pass pass)
         {
-            if (patch.Form == PatchForm.Around) return patch.Around(x, next, pass);
-            if (patch.Form == PatchForm.Weight)
-                throw new NotSupportedException(
-                    $"{patch.GetType().Name} rewrites the weight and cannot be nested with a patch that acts on activations.");
-            Tensor y = next(x);
-            foreach (LowRankTerm term in patch.Terms(pass)) y = y + term.Apply(x, pass);
-            return y;
+            WeightPatch? below = null;
+            bool enclosed = false;
+            Func<Tensor, Tensor> run = next;
+            foreach (WeightPatch leaf in _leaves)
+            {
+                Func<Tensor, Tensor> inner = run;
+                if (leaf.Form == PatchForm.Around)
+                {
+                    run = input => leaf.Around(input, inner, pass);
+                    enclosed = true;
+                }
+                else if (enclosed) run = input => inner(input) + (_site.Forward(input, leaf, pass) - _site.Forward(input, null, pass));
+                else
+                {
+                    WeightPatch chain = below = below is null ? leaf : new WeightStack(_site, below, leaf);
+                    run = input => _site.Forward(input, chain, pass);
+                }
+            }
+            return run(x);
         }
     }
 

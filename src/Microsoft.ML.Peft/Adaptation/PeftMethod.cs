@@ -64,6 +64,15 @@ public abstract class PeftMethod
     public virtual void ReadHuggingFace(JsonObject config) =>
         throw new NotSupportedException($"Method {Id} does not exist in Hugging Face PEFT, so it reads no adapter_config.json.");
 
+    /// <summary>
+    /// Called after <see cref="ReadHuggingFace"/> with what the file of tensors holds, for methods whose file has more than
+    /// one form (folded tables, projections that were not saved).
+    /// </summary>
+    /// <param name="shapes">Key in the file to shape.</param>
+    public virtual void ReadTensors(IReadOnlyDictionary<string, long[]> shapes)
+    {
+    }
+
     /// <summary>An option out of range.</summary>
     /// <param name="option">Name of the option.</param>
     /// <param name="value">What was given.</param>

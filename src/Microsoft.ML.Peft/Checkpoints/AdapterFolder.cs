@@ -81,7 +81,17 @@ public sealed partial class AdapterFolder : IDisposable
             throw new CheckpointFormatException(
                 $"{files.Description} has no {WeightsFile}; it holds: {NearNames.List(files.Names)}."
                 + (files.Exists("adapter_model.bin") ? " Pickled weights (.bin) are not read: save the adapter again with safe_serialization=True." : ""));
-        return new AdapterFolder(files.Description, config, method, SafetensorsFile.Open(files, WeightsFile));
+        SafetensorsFile file = SafetensorsFile.Open(files, WeightsFile);
+        try
+        {
+            method.ReadTensors(file.Names.ToDictionary(name => name, name => file.Info(name).Shape.AsSpan().ToArray()));
+            return new AdapterFolder(files.Description, config, method, file);
+        }
+        catch (ArgumentException e)
+        {
+            file.Dispose();
+            throw new CheckpointFormatException($"{files.Description}/{WeightsFile}: {e.Message}", e);
+        }
     }
 
     /// <summary>Shape of a tensor in the file.</summary>
@@ -159,13 +169,16 @@ public sealed partial class AdapterFolder : IDisposable
         Dictionary<string, NamedParameter> open = adaptation.Parameters.Where(p => p.Exchanged && p.Saved).ToDictionary(p => p.Name);
         Dictionary<string, NamedParameter> headOpen = head?.Parameters.Where(p => p.Saved).ToDictionary(p => p.Name) ?? [];
         var keys = new AdapterKeys(_file.Names, backbone);
-        if (keys.NoneHasPrefix)
+        Dictionary<string, NamedParameter> byKey = open.Values.Where(p => p.FileKey is not null).ToDictionary(p => p.FileKey!);
+        string KeyOf(NamedParameter parameter) => parameter.FileKey ?? keys.KeyOf(parameter.Name);
+        if (keys.NoneHasPrefix && !_file.Names.Any(byKey.ContainsKey))
             throw new CheckpointFormatException(
                 $"{Description}/{WeightsFile}: no tensor's name begins with '{KeyPrefix}' (the first is {NearNames.Quote(_file.Names[0])}); expected are the names that save_pretrained writes.");
         List<string> extra = [], wrong = [], oldBiases = [];
         foreach (string key in _file.Names)
         {
-            string? name = keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n));
+            string? name = byKey.TryGetValue(key, out NamedParameter? keyed) ? keyed.Name
+                : keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n));
             if (name is null) continue;                                          // a second copy
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
             {
@@ -191,8 +204,8 @@ public sealed partial class AdapterFolder : IDisposable
         Report(wrong, "Tensors of another shape: ", !options.IgnoreMismatchedShapes, "; ");
         string[] lost = [.. headOpen.Keys.Where(name => RequiredOfHead(name, head!, headOpen))];
         Report(lost, "Missing tensors of the trained head: ", always: true);
-        Report([.. open.Keys.Select(keys.KeyOf)], "Missing tensors: ", options.Strict);
-        Report(extra, "Unexpected tensors: ", options.Strict, hint: extra.Count == 1 ? NearNames.Hint(extra[0], open.Keys.Select(keys.KeyOf)) : "");
+        Report([.. open.Values.Select(KeyOf)], "Missing tensors: ", options.Strict);
+        Report(extra, "Unexpected tensors: ", options.Strict, hint: extra.Count == 1 ? NearNames.Hint(extra[0], open.Values.Select(KeyOf)) : "");
     }
 
     private static bool Take(Dictionary<string, NamedParameter> open, string name, out NamedParameter? target) => open.Remove(name, out target);

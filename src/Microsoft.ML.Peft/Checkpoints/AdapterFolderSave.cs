@@ -71,7 +71,7 @@ public sealed partial class AdapterFolder
             var writer = new SafetensorsWriter();
             writer.Metadata["format"] = "pt";
             foreach (NamedParameter parameter in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved))
-                AdapterTensors.Add(writer, AdapterKeys.KeyOf(parameter.Name, adaptation.Backbone, bare), parameter.Value);
+                AdapterTensors.Add(writer, parameter.FileKey ?? AdapterKeys.KeyOf(parameter.Name, adaptation.Backbone, bare), parameter.Value);
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);
         }
         finally

@@ -161,7 +161,6 @@ internal sealed class TrainingRun : IDisposable
         PeftAdaptation? adaptation = _model.Adaptation;
         // Dropout draws from libtorch's one generator, seeded for each part of the pass: two runs must not draw in turn.
         using Lock.Scope alone = _drawing.EnterScope();
-        adaptation?.BeforePass(pass);
         Tensor scores = _forwarder.Score(arrays, pass);
         double scale = count > 0 ? 1 / count : 1;
         Tensor loss = _objective.Sum(scores, new MiniBatch(arrays.Rows, scores.device)) * scale;

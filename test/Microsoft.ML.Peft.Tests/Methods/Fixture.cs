@@ -48,7 +48,6 @@ internal sealed class Fixture : IDisposable
         SafetensorsInfo info = file.Info(name);
         return info.Dtype switch
         {
-            SafetensorsDtype.I64 => tensor(MemoryMarshal.Cast<byte, long>(file.Bytes(name)).ToArray(), info.Shape.AsSpan()),
             SafetensorsDtype.U8 => tensor(file.Bytes(name).ToArray().Select(b => (float)b).ToArray(), info.Shape.AsSpan()),
             _ => AdapterTensors.Read(file, name),
         };

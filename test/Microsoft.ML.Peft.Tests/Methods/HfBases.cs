@@ -47,7 +47,7 @@ internal static class HfBases
         var patches = new Dictionary<Site, Patch>();
         foreach (PeftAdaptation adaptation in worn)
             foreach ((Site site, Patch patch) in adaptation.Patches)
-                patches[site] = patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(inner, patch) : patch;
+                patches[site] = patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(site, inner, patch) : patch;
         return patches;
     }
 

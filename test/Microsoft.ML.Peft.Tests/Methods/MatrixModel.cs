@@ -64,7 +64,11 @@ internal sealed class MatrixModel : IDisposable
 
     public int Rows => 12;
 
-    private Tensor Forward(Backbone backbone, Pass pass, TokenBatch batch) => Model.Head.Forward(backbone, backbone.Forward(batch, pass), pass);
+    private Tensor Forward(Backbone backbone, Pass pass, TokenBatch batch)
+    {
+        if (ReferenceEquals(pass.Patches, Model.Patches)) Adaptation?.BeforePass(pass, batch);
+        return Model.Head.Forward(backbone, backbone.Forward(batch, pass), pass);
+    }
 
     /// <summary>Trains some steps on all rows; gives the losses.</summary>
     public List<float> Train(int steps, double rate = 0.01)
@@ -76,7 +80,6 @@ internal sealed class MatrixModel : IDisposable
         {
             using var scope = NewDisposeScope();
             var pass = new Pass(Model.Patches, training: true, seed: (ulong)step);
-            Adaptation?.BeforePass(pass);
             Tensor loss = nn.functional.cross_entropy(Forward(Backbone, pass, _batch).to_type(ScalarType.Float32), _labels);
             if (Adaptation?.ExtraLoss(pass) is { } extra) loss = loss + extra;
             PlainAdamW.ZeroGradients(parameters);

@@ -11,48 +11,11 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.Methods;
 
-/// <summary>What every method promises, one row a method or variant. A new method adds its rows here and nothing else.</summary>
+/// <summary>What every method promises, one row a method or variant. A new method adds its rows to <see cref="MatrixRows"/> and nothing else.</summary>
 [TestClass]
 public class MethodMatrixTests
 {
-    private static readonly Dictionary<string, Func<PeftMethod>> _rows = new()
-    {
-        ["lora"] = () => new LoraOptions(),
-        ["lora rank pattern"] = () => new LoraOptions { Targets = ["query", "dense"], Rank = 4, RankPattern = { ["query"] = 2 }, AlphaPattern = { [@"output\.dense"] = 3 } },
-        ["lora all-linear"] = () => new LoraOptions { Targets = ["all-linear"], Rank = 2 },
-        ["lora roles of one layer"] = () => new LoraOptions { Targets = ["FeedForwardUp", "Key"], Layers = [1] },
-        ["lora pattern"] = () => new LoraOptions { TargetPattern = @".*layer\.1\..*(query|dense)", ExcludeTargets = ["attention.output.dense"] },
-        ["lora embedding"] = () => new LoraOptions { Targets = ["word_embeddings", "query"] },
-        ["lora biases of all"] = () => new LoraOptions { BiasMode = BiasMode.All },
-        ["lora biases of adapted"] = () => new LoraOptions { BiasMode = BiasMode.LoraOnly },
-        ["lora bias of B"] = () => new LoraOptions { LoraBias = true },
-        ["lora pooler whole"] = () => new LoraOptions { ModulesToSave = ["pooler"] },
-        ["lora gaussian"] = () => new LoraOptions { Init = "gaussian" },
-        ["lora orthogonal"] = () => new LoraOptions { Init = "orthogonal" },
-        ["lora mica"] = () => new LoraOptions { Init = "mica" },
-        ["lora uniform both"] = () => new LoraOptions { Init = "false" },
-        ["rslora"] = () => new LoraOptions { UseRsLora = true, Rank = 6 },
-        ["dora"] = () => new LoraOptions { UseDora = true, Targets = ["query", "value", "dense"] },
-        ["dora embedding and biases"] = () => new LoraOptions { UseDora = true, Targets = ["word_embeddings", "query"], BiasMode = BiasMode.LoraOnly },
-        ["dora from pissa"] = () => new LoraOptions { UseDora = true, Init = "pissa" },
-        ["pissa"] = () => new LoraOptions { Init = "pissa" },
-        ["pissa by rounds"] = () => new LoraOptions { Init = "pissa_niter_3", UseRsLora = true },
-        ["olora"] = () => new LoraOptions { Init = "olora" },
-        ["lora+"] = () => new LoraOptions { LoraPlusRatio = 16 },
-        ["lora-fa"] = () => new LoraOptions { LoraFa = LoraFaMode.Freeze },
-        ["lora-fa projected"] = () => new LoraOptions { LoraFa = LoraFaMode.Project },
-        ["head-only"] = () => new HeadOnlyOptions(),
-        ["full"] = () => new FullFineTuningOptions(),
-        ["full without tables"] = () => new FullFineTuningOptions { TrainEmbeddings = false },
-        ["bitfit"] = () => new BitFitOptions(),
-        ["bitfit groups"] = () => new BitFitOptions { Groups = ["query", "intermediate"] },
-        ["pfeiffer"] = () => new PfeifferOptions { ReductionFactor = 4 },
-        ["houlsby"] = () => new HoulsbyOptions { ReductionFactor = 4 },
-        ["bottleneck exact"] = () => new BottleneckOptions { ReductionFactor = 4, Init = "mam_adapter", Dropout = 0.1, LeaveOut = [0] },
-        ["bottleneck parallel"] = () => new BottleneckOptions { Parallel = true, ReductionFactor = 2, Init = "mam_adapter", Scaling = "learned" },
-        ["bottleneck norms and gate"] = () => new BottleneckOptions { ReductionFactor = 4, ReductionFactors = { ["1"] = 8 }, OwnNormBefore = true, OwnNormAfter = true, Gate = true, Scaling = "channel", Init = "houlsby" },
-        ["toy"] = () => new ToyScale(),
-    };
+    private static readonly IReadOnlyDictionary<string, Func<PeftMethod>> _rows = MatrixRows.All;
 
     public static IEnumerable<object[]> Rows => _rows.Keys.Select(key => new object[] { key });
 

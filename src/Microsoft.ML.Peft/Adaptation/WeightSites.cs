@@ -1,0 +1,251 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>A site with frozen numbers: a projection, a norm or an embedding table.</summary>
+public abstract class WeightSite : Site
+{
+    private protected WeightSite(string name, SiteRole role, int layer, Tensor weight, Tensor? bias)
+        : base(name, role, layer)
+    {
+        Weight = weight;
+        Bias = bias;
+    }
+
+    /// <summary>The frozen weight in logical layout: <c>[out, in]</c>, <c>[width]</c> or <c>[rows, width]</c>.</summary>
+    public Tensor Weight { get; internal set; }
+
+    /// <summary>The frozen bias <c>[out]</c>, or null.</summary>
+    public Tensor? Bias { get; internal set; }
+
+    /// <summary>Applies the site with the patch that the pass wears here.</summary>
+    /// <param name="x">Input of the site.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output of the site.</returns>
+    public Tensor Forward(Tensor x, Pass pass) => Forward(x, pass.Patch<WeightPatch>(this), pass);
+
+    /// <summary>Applies the site with a patch, whatever the pass wears: what stacks, mixtures and rows of their own are made of.</summary>
+    /// <param name="x">Input of the site.</param>
+    /// <param name="patch">A patch of this site, or null for the bare site.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output of the site.</returns>
+    public abstract Tensor Forward(Tensor x, WeightPatch? patch, Pass pass);
+
+    /// <summary>Weight and bias as the patch makes them; the frozen ones where there is no patch.</summary>
+    private protected (Tensor Weight, Tensor? Bias) Effective(WeightPatch? patch, Pass pass) =>
+        patch is null ? (Weight, Bias) : patch.Rewrite(Weight, Bias, pass);
+}
+
+/// <summary>A linear map <c>y = x Wᵀ + b</c>, from <c>[..., in]</c> to <c>[..., out]</c>.</summary>
+public sealed class Projection : WeightSite
+{
+    /// <summary>Makes a projection over frozen tensors.</summary>
+    /// <param name="name">Hugging Face module path.</param>
+    /// <param name="role">Role in the network.</param>
+    /// <param name="layer">Layer number.</param>
+    /// <param name="weight">Frozen weight <c>[out, in]</c>.</param>
+    /// <param name="bias">Frozen bias <c>[out]</c>, or null.</param>
+    /// <param name="storedTransposed">True where files keep the weight as <c>[in, out]</c> (GPT-2's Conv1D).</param>
+    public Projection(string name, SiteRole role, int layer, Tensor weight, Tensor? bias, bool storedTransposed = false)
+        : base(name, role, layer, weight, bias)
+    {
+        StoredTransposed = storedTransposed;
+        Out = (int)weight.shape[0];
+        In = (int)weight.shape[1];
+    }
+
+    /// <summary>Width of the output.</summary>
+    public int Out { get; }
+
+    /// <summary>Width of the input.</summary>
+    public int In { get; }
+
+    /// <summary>True where files keep the weight as <c>[in, out]</c>.</summary>
+    public bool StoredTransposed { get; }
+
+    /// <summary>Applies the map with a patch.</summary>
+    /// <param name="x">Input <c>[..., in]</c>.</param>
+    /// <param name="patch">The patch, or null for the bare map.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output <c>[..., out]</c>.</returns>
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
+    {
+        if (patch is null) return Products.Linear(x, Weight, Bias);
+        return patch.Form switch
+        {
+            PatchForm.LowRank => LowRank(x, patch, pass),
+            PatchForm.Weight => Rewritten(x, patch, pass),
+            _ => patch.Around(x, input => Products.Linear(input, Weight, Bias), pass),
+        };
+    }
+
+    private Tensor Rewritten(Tensor x, WeightPatch patch, Pass pass)
+    {
+        (Tensor weight, Tensor? bias) = patch.Rewrite(Weight, Bias, pass);
+        return Products.Linear(x, weight, bias);
+    }
+
+    private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
+    {
+        Tensor? bias = patch.RewriteBias(Bias, pass);
+        IReadOnlyList<LowRankTerm> terms = patch.Terms(pass);
+        if (x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, pass);
+        Tensor y = Products.Linear(x, Weight, bias);
+        foreach (LowRankTerm term in terms) y = y + term.Apply(x, pass);
+        return y;
+    }
+
+    // On flat rows the second factor's product adds to the frozen product's result: no passes for scale and sum.
+    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, Pass pass)
+    {
+        long[] shape = x.shape;
+        Tensor y = nn.functional.linear(x.reshape(-1, In), Weight, bias);
+        foreach (LowRankTerm term in terms)
+        {
+            Tensor low = nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
+            y.addmm_(low, term.B.t(), 1, (float)term.Scale);
+            if (term.BiasB is not null) y = y + term.BiasB * term.Scale;
+        }
+        shape[^1] = Out;
+        return y.view(shape);
+    }
+}
+
+/// <summary>A layer norm over the last axis.</summary>
+public sealed class Norm : WeightSite
+{
+    /// <summary>Makes a norm over frozen tensors.</summary>
+    /// <param name="name">Hugging Face module path.</param>
+    /// <param name="role">Role in the network.</param>
+    /// <param name="layer">Layer number.</param>
+    /// <param name="weight">Scale <c>[width]</c>.</param>
+    /// <param name="bias">Shift <c>[width]</c>, or null.</param>
+    /// <param name="epsilon">Added to the variance.</param>
+    public Norm(string name, SiteRole role, int layer, Tensor weight, Tensor? bias, double epsilon)
+        : base(name, role, layer, weight, bias) => Epsilon = epsilon;
+
+    /// <summary>Added to the variance.</summary>
+    public double Epsilon { get; }
+
+    /// <summary>Normalises with a patch.</summary>
+    /// <param name="x">Input <c>[..., width]</c>.</param>
+    /// <param name="patch">The patch, or null for the bare norm.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output of the same shape.</returns>
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
+    {
+        if (patch is { Form: PatchForm.Around }) return patch.Around(x, input => Normalise(input, null, pass), pass);
+        return Normalise(x, patch, pass);
+    }
+
+    private Tensor Normalise(Tensor x, WeightPatch? patch, Pass pass)
+    {
+        (Tensor weight, Tensor? bias) = Effective(patch, pass);
+        return nn.functional.layer_norm(x, [weight.shape[0]], weight, bias, Epsilon);
+    }
+}
+
+/// <summary>A table of rows looked up by id.</summary>
+public sealed class Embedding : WeightSite
+{
+    /// <summary>Makes a table over a frozen tensor.</summary>
+    /// <param name="name">Hugging Face module path.</param>
+    /// <param name="role">Role in the network.</param>
+    /// <param name="layer">Layer number.</param>
+    /// <param name="weight">Table <c>[rows, width]</c>.</param>
+    public Embedding(string name, SiteRole role, int layer, Tensor weight)
+        : base(name, role, layer, weight, null)
+    {
+    }
+
+    /// <summary>Looks rows up with a patch.</summary>
+    /// <param name="x">Row numbers, int64, any shape <c>[...]</c>.</param>
+    /// <param name="patch">The patch, or null for the bare table.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Rows <c>[..., width]</c>.</returns>
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
+    {
+        if (patch is { Form: PatchForm.Around }) return patch.Around(x, input => LookUp(input, Weight), pass);
+        return LookUp(x, Effective(patch, pass).Weight);
+    }
+
+    /// <summary>The whole table with the patch that the pass wears here, <c>[rows, width]</c>: for decoders that share it.</summary>
+    /// <param name="pass">The running forward pass.</param>
+    public Tensor Table(Pass pass) => Effective(pass.Patch<WeightPatch>(this), pass).Weight;
+
+    private static Tensor LookUp(Tensor ids, Tensor table)
+    {
+        long[] shape = [.. ids.shape, table.shape[1]];
+        return table.index_select(0, ids.reshape(-1)).reshape(shape);
+    }
+}
+
+/// <summary>
+/// A convolution over one or two axes, from <c>[batch, in, ...]</c> to <c>[batch, out, ...]</c>. Its weight
+/// <c>[out, in / groups, kernel...]</c> counts as a matrix <c>[out, in / groups · kernel]</c> where a patch needs one.
+/// </summary>
+public sealed class Convolution : WeightSite
+{
+    /// <summary>Makes a convolution over frozen tensors.</summary>
+    /// <param name="name">Hugging Face module path.</param>
+    /// <param name="role">Role in the network.</param>
+    /// <param name="layer">Layer number.</param>
+    /// <param name="weight">Frozen weight <c>[out, in / groups, kernel]</c> or <c>[out, in / groups, height, width]</c>.</param>
+    /// <param name="bias">Frozen bias <c>[out]</c>, or null.</param>
+    /// <param name="stride">Step an axis, one number an axis of the kernel; null for 1.</param>
+    /// <param name="padding">Zeros on either side, one number an axis of the kernel; null for 0.</param>
+    /// <param name="groups">Groups of channels.</param>
+    public Convolution(string name, SiteRole role, int layer, Tensor weight, Tensor? bias, long[]? stride = null, long[]? padding = null, int groups = 1)
+        : base(name, role, layer, weight, bias)
+    {
+        long[] shape = weight.shape;
+        if (shape.Length is not (3 or 4))
+            throw new ArgumentException($"{name}: a convolution has a weight of three or four axes; given is [{string.Join(", ", shape)}].", nameof(weight));
+        Kernel = shape[2..];
+        Stride = stride ?? [.. Kernel.Select(_ => 1L)];
+        Padding = padding ?? [.. Kernel.Select(_ => 0L)];
+        (Groups, Out, In) = (groups, (int)shape[0], (int)shape[1] * groups);
+    }
+
+    /// <summary>Channels of the output.</summary>
+    public int Out { get; }
+
+    /// <summary>Channels of the input.</summary>
+    public int In { get; }
+
+    /// <summary>Groups of channels.</summary>
+    public int Groups { get; }
+
+    /// <summary>Extent of the kernel, one number an axis.</summary>
+    public long[] Kernel { get; }
+
+    /// <summary>Step an axis.</summary>
+    public long[] Stride { get; }
+
+    /// <summary>Zeros on either side, an axis.</summary>
+    public long[] Padding { get; }
+
+    /// <summary>Applies the convolution with a patch.</summary>
+    /// <param name="x">Input <c>[batch, in, ...]</c>.</param>
+    /// <param name="patch">The patch, or null for the bare convolution.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output <c>[batch, out, ...]</c>.</returns>
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
+    {
+        if (patch is { Form: PatchForm.Around }) return patch.Around(x, input => Convolve(input, Weight, Bias), pass);
+        (Tensor weight, Tensor? bias) = Effective(patch, pass);
+        return Convolve(x, weight, bias);
+    }
+
+    /// <summary>The bare operation with other numbers, at this site's step and padding.</summary>
+    /// <param name="x">Input <c>[batch, in, ...]</c>.</param>
+    /// <param name="weight">Weight of the site's kernel.</param>
+    /// <param name="bias">Bias, or null.</param>
+    /// <param name="groups">Groups of channels; null for the site's.</param>
+    public Tensor Convolve(Tensor x, Tensor weight, Tensor? bias, int? groups = null) => Kernel.Length == 1
+        ? nn.functional.conv1d(x, weight, bias, Stride[0], Padding[0], 1, groups ?? Groups)
+        : nn.functional.conv2d(x, weight, bias, Stride, Padding, [1, 1], groups ?? Groups);
+}

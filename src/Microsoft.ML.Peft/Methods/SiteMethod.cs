@@ -1,0 +1,96 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Methods;
+
+/// <summary>
+/// Base of the methods that do the same thing at each of their sites: what is left to a method is what it adds at one site,
+/// and how many numbers it trains there.
+/// </summary>
+public abstract class SiteMethod : TargetedMethod
+{
+    /// <inheritdoc/>
+    public override PeftAdaptation Attach(Backbone backbone, long seed)
+    {
+        Validate();
+        IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        PeftAdaptation adaptation = Make(backbone);
+        try
+        {
+            AddShared(adaptation, sites, seed);
+            foreach (WeightSite site in sites) AddSite(adaptation, site, backbone.PathOf(site), seed);
+            foreach (WeightSite site in SavedWhole(backbone)) TrainedCopies.Whole(adaptation, site);
+            Completed(adaptation, seed);
+            return adaptation;
+        }
+        catch
+        {
+            adaptation.Dispose();
+            throw;
+        }
+    }
+
+    /// <inheritdoc/>
+    public override long CountTrainable(Backbone backbone)
+    {
+        IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        return CountShared(backbone, sites) + sites.Sum(site => CountSite(site, backbone.PathOf(site))) + SavedWhole(backbone).Sum(TrainedCopies.Count);
+    }
+
+    /// <summary>Makes the empty adaptation; methods with hooks give one of their own class.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    protected virtual PeftAdaptation Make(Backbone backbone) => new(this, backbone);
+
+    /// <summary>Adds what several sites share, before the first site.</summary>
+    /// <param name="adaptation">The adaptation that is made.</param>
+    /// <param name="sites">All sites that will be adapted.</param>
+    /// <param name="seed">Seed of the initial values.</param>
+    protected virtual void AddShared(PeftAdaptation adaptation, IReadOnlyList<WeightSite> sites, long seed)
+    {
+    }
+
+    /// <summary>Adds the parameters and the patch of one site.</summary>
+    /// <param name="adaptation">The adaptation that is made.</param>
+    /// <param name="site">The site.</param>
+    /// <param name="path">Its full module path.</param>
+    /// <param name="seed">Seed of the initial values; <see cref="Draws"/> takes it with the parameter's name.</param>
+    protected abstract void AddSite(PeftAdaptation adaptation, WeightSite site, string path, long seed);
+
+    /// <summary>Called when all sites are there.</summary>
+    /// <param name="adaptation">The adaptation that was made.</param>
+    /// <param name="seed">Seed of the initial values.</param>
+    protected virtual void Completed(PeftAdaptation adaptation, long seed)
+    {
+    }
+
+    /// <summary>Trained numbers that sites share.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <param name="sites">All sites that are adapted.</param>
+    protected virtual long CountShared(Backbone backbone, IReadOnlyList<WeightSite> sites) => 0;
+
+    /// <summary>Trained numbers of one site, by the formula of the paper.</summary>
+    /// <param name="site">The site.</param>
+    /// <param name="path">Its full module path.</param>
+    protected abstract long CountSite(WeightSite site, string path);
+
+    /// <summary>Width of what a site writes: outputs of a map, channels, columns of a table.</summary>
+    /// <param name="site">A site.</param>
+    protected static long Wide(WeightSite site) => site is Embedding ? site.Weight.shape[1] : site.Weight.shape[0];
+
+    /// <summary>Width of what a site reads, as a matrix: inputs of a map, channels times kernel, rows of a table.</summary>
+    /// <param name="site">A site.</param>
+    protected static long Narrow(WeightSite site) => site is Embedding ? site.Weight.shape[0] : site.Weight.numel() / site.Weight.shape[0];
+
+    /// <summary>Owns a parameter on the backbone's device.</summary>
+    /// <param name="adaptation">Its owner.</param>
+    /// <param name="name">Name inside the task model.</param>
+    /// <param name="value">The numbers.</param>
+    /// <param name="trainable">False for a buffer.</param>
+    protected static NamedParameter Add(PeftAdaptation adaptation, string name, Tensor value, bool trainable = true) =>
+        adaptation.Add(name, value.to(adaptation.Backbone.Device), trainable);
+}
