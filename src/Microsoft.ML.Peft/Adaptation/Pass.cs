@@ -34,6 +34,10 @@ public sealed class Layout
     /// <summary>Tokens in a padded row.</summary>
     public long Tokens => Mask.shape[1];
 
+    /// <summary>The layout of some rows of the batch.</summary>
+    /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
+    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted);
+
     /// <summary>Added to attention scores: 0 for real keys, the lowest number for padding, <c>[batch, 1, 1, tokens]</c>; null without padding.</summary>
     /// <param name="dtype">Type of the scores.</param>
     public Tensor? KeyBias(ScalarType dtype)
@@ -113,6 +117,22 @@ public sealed class Pass
         T made = make();
         _shared[key] = made;
         return made;
+    }
+
+    /// <summary>The group of rows that runs by itself right now, or -1 for the whole batch; see <see cref="RowPatches"/>.</summary>
+    internal int Group { get; private set; } = -1;
+
+    /// <summary>Narrows the pass to a group of rows, until the result is disposed.</summary>
+    internal GroupScope Narrow(int group, Tensor rows)
+    {
+        var scope = new GroupScope(this, Layout, Group);
+        (Layout, Group) = (Layout.Rows(rows), group);
+        return scope;
+    }
+
+    internal readonly struct GroupScope(Pass pass, Layout layout, int group) : IDisposable
+    {
+        public void Dispose() => (pass.Layout, pass.Group) = (layout, group);
     }
 
     /// <summary>Runs a body whose shared values are its own; it sees those that were there before.</summary>

@@ -11,7 +11,18 @@ namespace Microsoft.ML.Peft.Backbones;
 /// <param name="TypeIds">Token types, int64 <c>[batch, tokens]</c>; null for all 0.</param>
 /// <param name="PositionIds">Positions, int64 <c>[batch, tokens]</c>; null for the family's rule.</param>
 /// <param name="Padded">False where it is known that nothing is padding.</param>
-public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true);
+public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true)
+{
+    /// <summary>Some rows of the batch.</summary>
+    /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
+    public TokenBatch Rows(Tensor rows) => this with
+    {
+        Ids = Ids.index_select(0, rows),
+        Mask = Mask.index_select(0, rows),
+        TypeIds = TypeIds?.index_select(0, rows),
+        PositionIds = PositionIds is { } positions && positions.shape[0] > 1 ? positions.index_select(0, rows) : PositionIds,
+    };
+}
 
 /// <summary>What a forward pass gives.</summary>
 /// <param name="Last">Hidden states after the last layer <c>[batch, tokens, hidden]</c>; one token where the pass asked for the first only.</param>

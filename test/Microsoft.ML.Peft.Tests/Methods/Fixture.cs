@@ -120,7 +120,14 @@ internal sealed class TinyBase : IDisposable
 
     public Backbone Backbone { get; }
 
-    public Head? Head { get; }
+    public Head? Head { get; private set; }
+
+    /// <summary>Gives the head away; the taker disposes it.</summary>
+    public Head? TakeHead()
+    {
+        (Head? head, Head) = (Head, null);
+        return head;
+    }
 
     /// <summary>Gives the head its values of the checkpoint again.</summary>
     public void ResetHead()

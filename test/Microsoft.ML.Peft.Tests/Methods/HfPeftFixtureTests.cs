@@ -68,7 +68,7 @@ public class HfPeftFixtureTests
         return LaterAdapter(fixture.PathOf("adapter"));
     }
 
-    private static string? LaterAdapter(string folder)
+    internal static string? LaterAdapter(string folder)
     {
         string path = Path.Combine(folder, "adapter_config.json");
         if (!File.Exists(path)) return null;

@@ -1,0 +1,166 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// Several adaptations of one backbone, by name: worn one at a time, together, weighted, or a different one by each row of a
+/// batch. The frozen weights are there once. The set owns its adaptations and heads; the backbone it only borrows.
+/// </summary>
+public sealed class AdapterSet : IDisposable
+{
+    /// <summary>The name that stands for the bare backbone in <see cref="Forward"/>.</summary>
+    public const string Bare = "__base__";
+
+    private sealed record Member(PeftAdaptation Adaptation, Head? Head);
+
+    private readonly OrderedDictionary<string, Member> _members = [];
+    private readonly Head? _bareHead;
+
+    /// <summary>Makes an empty set.</summary>
+    /// <param name="backbone">The frozen network that all adaptations fit.</param>
+    /// <param name="bareHead">Head of rows that wear nothing, and of adaptations that bring none; borrowed; null for none.</param>
+    public AdapterSet(Backbone backbone, Head? bareHead = null) => (Backbone, _bareHead) = (backbone, bareHead);
+
+    /// <summary>The frozen network.</summary>
+    public Backbone Backbone { get; }
+
+    /// <summary>Names in the order of their coming.</summary>
+    public IReadOnlyList<string> Names => [.. _members.Keys];
+
+    /// <summary>Takes an adaptation, and the head that was trained with it.</summary>
+    /// <param name="name">A name of its own.</param>
+    /// <param name="adaptation">An adaptation of this backbone; the set owns it from now on.</param>
+    /// <param name="head">Its head; null for the bare one.</param>
+    /// <exception cref="ArgumentException">The name is taken or reserved, or the adaptation belongs to another backbone.</exception>
+    public void Add(string name, PeftAdaptation adaptation, Head? head = null)
+    {
+        if (string.IsNullOrEmpty(name) || name == Bare) throw new ArgumentException($"An adapter cannot be called '{name}'; '{Bare}' stands for the bare backbone.", nameof(name));
+        if (!ReferenceEquals(adaptation.Backbone, Backbone))
+            throw new ArgumentException($"Adapter '{name}' was attached to another backbone object; attach it to the backbone of this set.", nameof(adaptation));
+        if (!_members.TryAdd(name, new Member(adaptation, head)))
+            throw new ArgumentException($"There is an adapter '{name}' already; remove it first, or give another name. Known: {NearNames.List(_members.Keys)}.", nameof(name));
+    }
+
+    /// <summary>Takes an adapter out of the set and disposes it.</summary>
+    /// <param name="name">Its name.</param>
+    /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
+    public void Remove(string name)
+    {
+        Member member = Find(name);
+        _members.Remove(name);
+        member.Adaptation.Dispose();
+        member.Head?.Dispose();
+    }
+
+    /// <summary>The adaptation of a name.</summary>
+    /// <param name="name">Its name.</param>
+    /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
+    public PeftAdaptation this[string name] => Find(name).Adaptation;
+
+    /// <summary>What a pass wears to run with some adapters at once: updates of weights add up, functions nest, the later around the earlier.</summary>
+    /// <param name="names">Names, the innermost first; none for the bare backbone.</param>
+    /// <exception cref="ArgumentException">No such adapter.</exception>
+    public PatchTable Together(params string[] names) => Weighted([.. names.Select(name => (name, 1.0))]);
+
+    /// <summary>What a pass wears to run with weighted adapters: each one's change of its site counts as often as its weight says.</summary>
+    /// <param name="weights">Names and weights, the innermost first; a weight may be negative.</param>
+    /// <exception cref="ArgumentException">No such adapter, a weight that is no finite number, or a patch that has no weighted form.</exception>
+    public PatchTable Weighted(params (string Name, double Weight)[] weights)
+    {
+        var patches = new Dictionary<Site, Patch>();
+        foreach ((string name, double weight) in weights)
+        {
+            if (!double.IsFinite(weight)) throw new ArgumentException($"The weight of adapter '{name}' is {weight}; expected is a finite number.", nameof(weights));
+            foreach ((Site site, Patch patch) in Find(name).Adaptation.Patches)
+            {
+                Patch scaled = weight == 1 ? patch : WeightedPatch.Of(site, patch, weight);
+                patches[site] = patches.TryGetValue(site, out Patch? inner) ? PatchStack.Of(site, inner, scaled) : scaled;
+            }
+        }
+        return new PatchTable(patches, Backbone.Device.type);
+    }
+
+    /// <summary>
+    /// Scores a batch in which each row wears its own adapter, its head included. The frozen products run once over all rows where
+    /// every adapter allows it; adapters that insert tokens or look at the batch run row group by row group.
+    /// </summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="rows">One name a row; <see cref="Bare"/> for none.</param>
+    /// <returns>Scores <c>[batch, classes]</c>, or hidden states <c>[batch, tokens, hidden]</c> without heads.</returns>
+    /// <exception cref="ArgumentException">A name is not known, or there are not as many names as rows.</exception>
+    /// <exception cref="InvalidOperationException">Heads give different numbers of scores.</exception>
+    public Tensor Forward(TokenBatch batch, IReadOnlyList<string> rows)
+    {
+        long count = batch.Ids.shape[0];
+        if (rows.Count != count) throw new ArgumentException($"There are {rows.Count} adapter names for {count} rows; expected is one a row.", nameof(rows));
+        RowGroup[] groups = [.. rows.Select((name, row) => (name, row)).GroupBy(p => p.name, p => (long)p.row)
+            .Select(g => new RowGroup(g.Key, [.. g]))];
+        Member[] members = [.. groups.Select(g => g.Name == Bare ? new Member(new PeftAdaptation(BareMethod.Instance, Backbone), null) : Find(g.Name))];
+        using var off = no_grad();
+        using var scope = NewDisposeScope();
+        bool shared = groups.Length > 1 && members.All(m => RowPatches.CanShare(m.Adaptation));
+        Tensor[] parts = shared ? Shared(batch, groups, members) : [.. groups.Select((g, i) => Alone(batch, g, members[i]))];
+        if (parts.Any(p => !p.shape.AsSpan()[1..].SequenceEqual(parts[0].shape.AsSpan()[1..])))
+            throw new InvalidOperationException($"The adapters {NearNames.List(groups.Select(g => g.Name))} give scores of different shapes; score them apart.");
+        Tensor order = tensor(RowGroup.Inverse(groups), device: Backbone.Device);
+        return cat(parts).index_select(0, order).MoveToOuterDisposeScope();
+    }
+
+    private Tensor[] Shared(TokenBatch batch, RowGroup[] groups, Member[] members)
+    {
+        var pass = new Pass(RowPatches.Table(Backbone, groups, [.. members.Select(m => m.Adaptation)]));
+        BackboneOutput output = Backbone.Forward(batch, pass);
+        return [.. groups.Select((group, i) =>
+        {
+            using Pass.GroupScope _ = pass.Narrow(i, group.On(Backbone.Device));
+            var own = new BackboneOutput(output.Last.index_select(0, group.On(Backbone.Device)), pass.Layout, null);
+            // A pooler that the adapter trains is worn by its rows alone.
+            return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout });
+        })];
+    }
+
+    private Tensor Alone(TokenBatch batch, RowGroup group, Member member)
+    {
+        TokenBatch own = batch.Rows(group.On(Backbone.Device));
+        var pass = new Pass(member.Adaptation.Table());
+        member.Adaptation.BeforePass(pass, own);
+        return Scores(member, Backbone.Forward(own, pass), pass);
+    }
+
+    private Tensor Scores(Member member, BackboneOutput output, Pass pass) =>
+        (member.Head ?? _bareHead)?.Forward(Backbone, output, pass) ?? output.Last;
+
+    private Member Find(string name) => _members.TryGetValue(name, out Member? member) ? member
+        : throw new ArgumentException($"There is no adapter '{name}'. Known: {(_members.Count == 0 ? "none" : NearNames.List(_members.Keys))}.{NearNames.Hint(name, _members.Keys)}");
+
+    /// <inheritdoc/>
+    public void Dispose()
+    {
+        foreach (Member member in _members.Values)
+        {
+            member.Adaptation.Dispose();
+            member.Head?.Dispose();
+        }
+        _members.Clear();
+    }
+
+    // What rows wear that wear nothing; never registered, saved or shown.
+    private sealed class BareMethod : PeftMethod
+    {
+        public static BareMethod Instance { get; } = new();
+
+        public override string Id => "bare";
+
+        public override string Family => "none";
+
+        public override bool Mergeable => true;
+
+        public override PeftAdaptation Attach(Backbone backbone, long seed) => new(this, backbone);
+
+        public override long CountTrainable(Backbone backbone) => 0;
+    }
+}
