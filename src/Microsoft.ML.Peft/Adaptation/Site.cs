@@ -90,6 +90,12 @@ public abstract class Site
     /// <summary>Layer number from 0; -1 for what stands before the layers, the layer count for what stands after.</summary>
     public int Layer { get; }
 
+    /// <summary>
+    /// The module that this site is a part of, where targets name the whole: <c>attn</c> for the output map inside of one
+    /// fused attention module. Null for a module of its own.
+    /// </summary>
+    public string? PartOf { get; init; }
+
     /// <inheritdoc/>
     public override string ToString() => $"{Name} ({Role}, layer {Layer})";
 }

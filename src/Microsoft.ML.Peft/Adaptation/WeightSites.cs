@@ -34,6 +34,13 @@ public abstract class WeightSite : Site
     /// <returns>Output of the site.</returns>
     public abstract Tensor Forward(Tensor x, WeightPatch? patch, Pass pass);
 
+    /// <summary>A low-rank term's share of this site's output.</summary>
+    /// <param name="term">The term; at a convolution <c>A [rank, in · kernel]</c>.</param>
+    /// <param name="x">Input of the site.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Addend to the output, in the type of x.</returns>
+    public virtual Tensor Apply(LowRankTerm term, Tensor x, Pass pass) => term.Apply(x, pass);
+
     /// <summary>Weight and bias as the patch makes them; the frozen ones where there is no patch.</summary>
     private protected (Tensor Weight, Tensor? Bias) Effective(WeightPatch? patch, Pass pass) =>
         patch is null ? (Weight, Bias) : patch.Rewrite(Weight, Bias, pass);
@@ -236,8 +243,35 @@ public sealed class Convolution : WeightSite
     public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
     {
         if (patch is { Form: PatchForm.Around }) return patch.Around(x, input => Convolve(input, Weight, Bias), pass);
+        if (patch is { Form: PatchForm.LowRank }) return LowRank(x, patch, pass);
         (Tensor weight, Tensor? bias) = Effective(patch, pass);
         return Convolve(x, weight, bias);
+    }
+
+    private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
+    {
+        Tensor y = Convolve(x, Weight, patch.RewriteBias(Bias, pass));
+        foreach (LowRankTerm term in patch.Terms(pass)) y = y + Apply(term, x, pass);
+        return y;
+    }
+
+    /// <summary>
+    /// A low-rank term as two convolutions: A over all input channels with this site's kernel, step and padding, B over the
+    /// rank at each place.
+    /// </summary>
+    /// <param name="term">The term, <c>A [rank, in · kernel]</c>, <c>B [out, rank]</c>.</param>
+    /// <param name="x">Input <c>[batch, in, ...]</c>.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Addend <c>[batch, out, ...]</c>.</returns>
+    public override Tensor Apply(LowRankTerm term, Tensor x, Pass pass)
+    {
+        long[] ones = [.. Kernel.Select(_ => 1L)];
+        Tensor input = pass.Dropout(x.to_type(term.A.dtype), term.Dropout);
+        Tensor low = Convolve(input, term.A.reshape((long[])[-1, In, .. Kernel]), null, groups: 1) * term.Scale;
+        Tensor b = term.B.reshape((long[])[Out, -1, .. ones]);
+        Tensor? shift = term.BiasB is null ? null : term.BiasB * term.Scale;
+        Tensor y = Kernel.Length == 1 ? nn.functional.conv1d(low, b, shift) : nn.functional.conv2d(low, b, shift);
+        return y.to_type(x.dtype);
     }
 
     /// <summary>The bare operation with other numbers, at this site's step and padding.</summary>

@@ -79,7 +79,7 @@ public abstract class TargetedMethod : PeftMethod
         foreach (WeightSite site in chosen)
             if (!Adapts(site))
                 throw new ArgumentException(
-                    $"{GetType().Name} cannot adapt {site}: it is {(site is Norm ? "a norm" : "a table")}. Remove it from Targets or add it to ExcludeTargets.");
+                    $"{GetType().Name} cannot adapt {site}: it is {(site is Norm ? "a norm" : site is Embedding ? "a table" : site is Convolution ? "a convolution" : "a linear map")}. Remove it from Targets or add it to ExcludeTargets.");
         return chosen;
     }
 
@@ -102,6 +102,7 @@ public abstract class TargetedMethod : PeftMethod
     {
         string path = backbone.PathOf(site);
         if (matcher.Match(path) is var match and not TargetMatch.None) return match == wanted;
+        if (site.PartOf is { } whole && matcher.Match(path[..^site.Name.Length] + whole) is var third and not TargetMatch.None) return third == wanted;
         string other = ModuleNames.ToMemory(backbone.Config.ModelType, path);
         if (other != path && matcher.Match(other) is var second and not TargetMatch.None) return second == wanted;
         return site.Name != path && matcher.Match(site.Name) == wanted;

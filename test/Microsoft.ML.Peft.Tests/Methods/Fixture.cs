@@ -100,6 +100,12 @@ internal sealed class TinyBase : IDisposable
 
     public TinyBase(string folder)
     {
+        if (PlainBase.Describes(folder))
+        {
+            Backbone = PlainBase.Load(folder);
+            Head = new PlainBase.LastSite();
+            return;
+        }
         using CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
         Backbone = BackboneLoader.Load(checkpoint);
         string architecture = (string?)Backbone.Config.Raw["architectures"]?[0] ?? "";
@@ -167,8 +173,9 @@ internal sealed class FixtureBatch(Fixture fixture)
     private readonly Tensor? _starts = fixture.Has("in/start_positions") ? fixture["in/start_positions"] : null;
     private readonly Tensor? _ends = fixture.Has("in/end_positions") ? fixture["in/end_positions"] : null;
 
-    public TokenBatch Tokens { get; } = new(fixture["in/input_ids"], fixture["in/attention_mask"],
-        fixture.Has("in/token_type_ids") ? fixture["in/token_type_ids"] : null);
+    public TokenBatch Tokens { get; } = fixture.Has("in/input_ids")
+        ? new(fixture["in/input_ids"], fixture["in/attention_mask"], fixture.Has("in/token_type_ids") ? fixture["in/token_type_ids"] : null)
+        : PlainBase.Batch(fixture);
 
     public (Tensor Logits, Tensor Hidden) Forward(Backbone backbone, Head? head, Pass pass)
     {

@@ -61,8 +61,8 @@ public class HfPeftFixtureTests
     {
         string? peftType = fixture.Text("peft_type"), baseName = fixture.Text("base");
         if (!PeftMethods.Ids.Select(PeftMethods.Create).Any(m => m.HuggingFaceType == peftType)) return $"method {peftType}";
-        string config = Path.Combine(Shared.Fixtures, "hf-peft", baseName ?? "", "config.json");
-        if (!File.Exists(config)) return $"base {baseName}";
+        string folder = Path.Combine(Shared.Fixtures, "hf-peft", baseName ?? ""), config = Path.Combine(folder, "config.json");
+        if (!File.Exists(config)) return PlainBase.Describes(folder) ? LaterAdapter(fixture.PathOf("adapter")) : $"base {baseName}";
         string modelType = (string)JsonNode.Parse(File.ReadAllText(config))!["model_type"]!;
         if (!BackboneLoader.ModelTypes.Contains(modelType)) return $"base {modelType}";
         return LaterAdapter(fixture.PathOf("adapter"));

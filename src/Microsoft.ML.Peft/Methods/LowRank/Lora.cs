@@ -132,7 +132,7 @@ public sealed partial class LoraOptions : TargetedMethod
     public double ScaleAt(string path) => AlphaAt(path) / (UseRsLora ? Math.Sqrt(RankAt(path)) : RankAt(path));
 
     /// <inheritdoc/>
-    protected override bool Adapts(WeightSite site) => site is Projection || site is Embedding;
+    protected override bool Adapts(WeightSite site) => site is Projection or Embedding or Convolution;
 
     /// <inheritdoc/>
     public override long CountTrainable(Backbone backbone)
@@ -141,11 +141,11 @@ public sealed partial class LoraOptions : TargetedMethod
         long count = whole.Sum(TrainedCopies.Count);
         foreach (WeightSite site in sites)
         {
-            long rows = site.Weight.shape[0], columns = site.Weight.shape[1], rank = RankAt(backbone.PathOf(site));
+            long rank = RankAt(backbone.PathOf(site));
             bool table = site is Embedding;
-            long wide = table ? columns : rows;                              // the axis that B writes
-            if (table || !LoraInit.Parse(Init).FreezesB) count += rank * wide;
-            if (LoraFa == LoraFaMode.Off) count += rank * (rows + columns - wide);
+            (long wide, long narrow) = Widths(site);
+            if (table || !LoraInit.Parse(Init).FreezesB) count += rank / Groups(site) * wide;
+            if (LoraFa == LoraFaMode.Off) count += rank * narrow;
             if (UseDora) count += wide;
             if (LoraBias && !table) count += wide;
             if (BiasMode == BiasMode.LoraOnly) count += site.Bias?.numel() ?? 0;
@@ -180,20 +180,49 @@ public sealed partial class LoraOptions : TargetedMethod
         }
     }
 
+    // The axes that B writes and A reads. A grouped convolution's A sees the channels of all groups, its B those of one.
+    private static (long Wide, long Narrow) Widths(WeightSite site) => site switch
+    {
+        Embedding table => (table.Weight.shape[1], table.Weight.shape[0]),
+        Convolution c => (c.Out, c.In * c.Kernel.Aggregate(1L, (a, b) => a * b)),
+        _ => (site.Weight.shape[0], site.Weight.shape[1]),
+    };
+
+    private static int Groups(WeightSite site) => site is Convolution c ? c.Groups : 1;
+
+    private void CheckConvolution(Convolution site, string path, long rank)
+    {
+        if (!LoraInit.Parse(Init).FitsConvolutions)
+            throw new ArgumentException($"LoraOptions.Init is '{Init}' at {path}, which is a convolution; allowed there is default, gaussian or false.", nameof(Init));
+        if (site.Groups == 1) return;
+        if (rank % site.Groups != 0)
+            throw new ArgumentException($"LoraOptions.Rank is {rank} at {path}, a convolution of {site.Groups} groups; allowed are its multiples.", nameof(Rank));
+        if (UseDora || LoraFa == LoraFaMode.Project)
+            throw new ArgumentException($"LoraOptions.{(UseDora ? "UseDora" : "LoraFa")} does not fit {path}, a convolution of {site.Groups} groups; exclude it.", nameof(Targets));
+    }
+
     private void AddSite(LoraAdaptation adaptation, WeightSite site, long seed)
     {
         Backbone backbone = adaptation.Backbone;
         string path = backbone.PathOf(site);
         bool table = site is Embedding;
-        long rank = RankAt(path), rows = site.Weight.shape[0], columns = site.Weight.shape[1];
-        (long wide, long narrow) = table ? (columns, rows) : (rows, columns);
+        long rank = RankAt(path);
+        (long wide, long narrow) = Widths(site);
+        var convolution = site as Convolution;
+        if (convolution is not null) CheckConvolution(convolution, path, rank);
         double scale = ScaleAt(path);
         LoraInit init = LoraInit.Parse(Init);
         string nameA = table ? $"{path}.lora_embedding_A" : $"{path}.lora_A.weight";
         string nameB = table ? $"{path}.lora_embedding_B" : $"{path}.lora_B.weight";
         (Tensor a, Tensor b) = table
             ? (zeros([rank, narrow]), new Draws(seed, nameB).Normal(1, wide, rank))
-            : init.Draw(site.Weight, (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
+            : init.Draw(convolution is null ? site.Weight : site.Weight.new_empty(wide, narrow), (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
+        if (convolution is not null)
+        {
+            long[] ones = [.. convolution.Kernel.Select(_ => 1L)];
+            a = a.reshape((long[])[rank, convolution.In, .. convolution.Kernel]);
+            b = b.narrow(1, 0, rank / convolution.Groups).reshape((long[])[wide, rank / convolution.Groups, .. ones]);
+        }
 
         NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
         NamedParameter AddStart(string name, Tensor value) =>
@@ -211,7 +240,7 @@ public sealed partial class LoraOptions : TargetedMethod
                 : null,
             Bias = BiasMode != BiasMode.None && site.Bias is not null ? TrainedCopies.Bias(adaptation, site, "base_layer.") : null,
         };
-        if (UseDora) factors.Magnitude = Add($"{path}.lora_magnitude_vector", factors.Lengths(site.Weight));
+        if (UseDora) factors.Magnitude = Add($"{path}.lora_magnitude_vector", factors.OnOutput(factors.Lengths(site.Weight)));
         adaptation.Attach(factors);
     }
 }

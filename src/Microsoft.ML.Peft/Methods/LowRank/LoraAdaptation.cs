@@ -36,7 +36,19 @@ internal sealed class LoraFactors
     /// </summary>
     public (NamedParameter A, NamedParameter B)? Start { get; init; }
 
-    public LowRankTerm Term => new(A.Value, B.Value, Scale, BiasB?.Value, Dropout);
+    public LowRankTerm Term => Site is Convolution site
+        ? new(A.Value.flatten(1), Matrix(site), Scale, BiasB?.Value, Dropout)
+        : new(A.Value, B.Value, Scale, BiasB?.Value, Dropout);
+
+    // The groups' second factors on the diagonal: each reads its own part of the rank.
+    private Tensor Matrix(Convolution site)
+    {
+        Tensor b = B.Value.flatten(1);                                                         // [out, rank / groups]
+        if (site.Groups == 1) return b;
+        long groups = site.Groups, width = b.shape[1];
+        Tensor diagonal = eye(groups, dtype: b.dtype, device: b.device).view(groups, 1, groups, 1);
+        return (b.view(groups, -1, 1, width) * diagonal).reshape(-1, groups * width);          // [out, rank]
+    }
 
     public LowRankTerm? StartTerm => Start is { } start ? new LowRankTerm(start.A.Value, start.B.Value, -Scale) : null;
 
@@ -45,7 +57,7 @@ internal sealed class LoraFactors
     {
         Tensor delta = Term.Delta();
         if (StartTerm is { } start) delta = delta + start.Delta();
-        return Site is Embedding ? delta.t() : delta;
+        return Site is Embedding ? delta.t() : delta.view(Site.Weight.shape);
     }
 
     /// <summary>Lengths of the rows (at a table: columns) of the changed weight, in float32, without a gradient.</summary>
@@ -53,8 +65,15 @@ internal sealed class LoraFactors
     {
         using var off = no_grad();
         Tensor changed = weight.to_type(ScalarType.Float32) + Delta().to_type(ScalarType.Float32);
-        return changed.norm(Site is Embedding ? 0 : 1).detach();
+        return (Site is Embedding ? changed.norm(0) : changed.flatten(1).norm(1)).detach();
     }
+
+    /// <summary>Numbers of the outputs <c>[out]</c> in a shape that fits the site's output.</summary>
+    public Tensor OnOutput(Tensor numbers) =>
+        Site is Convolution site ? numbers.reshape((long[])[1, -1, .. site.Kernel.Select(_ => 1L)]) : numbers;
+
+    /// <summary>DoRA's m/n <c>[out]</c>; at a table <c>[width]</c>.</summary>
+    public Tensor Ratio() => Magnitude!.Value.flatten() / Lengths(Site.Weight);
 }
 
 /// <summary>An attached LoRA: its factors, and the training hooks of LoRA+ and LoRA-FA.</summary>
@@ -113,9 +132,9 @@ internal sealed class LoraAdaptation : PeftAdaptation
         foreach (LoraFactors factors in _factors)
         {
             if (factors.B.Value.grad is not { } gradient) continue;
-            Tensor a = factors.A.Value;
+            Tensor a = factors.Term.A;
             Tensor gram = a.matmul(a.t()) + eye(a.shape[0], dtype: a.dtype, device: a.device) * 1e-8;
-            gradient.copy_(gradient.matmul(linalg.pinv(gram)) * (1 / (factors.Scale * factors.Scale)));
+            gradient.copy_((gradient.flatten(1).matmul(linalg.pinv(gram)) * (1 / (factors.Scale * factors.Scale))).view(gradient.shape));
         }
     }
 }

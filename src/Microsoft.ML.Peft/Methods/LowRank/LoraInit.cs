@@ -23,6 +23,9 @@ internal sealed record LoraInit
     /// <summary>True where a fresh update is exactly 0.</summary>
     public bool Exact => Name != "false";
 
+    /// <summary>True where the numbers depend on the shapes alone.</summary>
+    public bool FitsConvolutions => Name is "default" or "gaussian" or "false";
+
     /// <summary>True where B starts at 0.</summary>
     public bool Plain => Name is "default" or "gaussian";
 

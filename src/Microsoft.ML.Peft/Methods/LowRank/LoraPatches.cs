@@ -15,6 +15,14 @@ internal sealed class LoraPatch(LoraFactors factors) : WeightPatch
 
     public override Tensor? RewriteBias(Tensor? bias, Pass? pass) =>
         factors.Bias is null || bias is null ? bias : factors.Bias.Value.to_type(bias.dtype);
+
+    public override (Tensor Weight, Tensor? Bias) Rewrite(Tensor weight, Tensor? bias, Pass? pass)
+    {
+        if (factors.Site is Convolution { Groups: > 1 })
+            throw new NotSupportedException(
+                $"The update at {factors.Site.Name} mixes channels that its groups keep apart, so it cannot be merged; keep the adapter unmerged, or exclude grouped convolutions.");
+        return base.Rewrite(weight, bias, pass);
+    }
 }
 
 /// <summary>
@@ -31,22 +39,22 @@ internal sealed class DoraPatch(LoraFactors factors) : WeightPatch
         Tensor y = next(x);
         Tensor seen = pass.Dropout(x, factors.Dropout);
         Tensor product = ReferenceEquals(seen, x) ? y : next(seen);
-        if (factors.Site.Bias is { } frozen) product = product - frozen;        // W x̃: the bias is not scaled
+        if (factors.Site.Bias is { } frozen) product = product - factors.OnOutput(frozen);   // W x̃: the bias is not scaled
         if (factors.StartTerm is { } start)
         {
             y = y + start.Apply(x, pass);
             product = product + start.Apply(seen, pass);
         }
-        Tensor ratio = factors.Magnitude!.Value / factors.Lengths(factors.Site.Weight);
-        Tensor change = (ratio - 1) * product + ratio * (factors.Term with { Dropout = 0 }).Apply(seen, pass);
-        if (factors is { Bias: { } trained, Site.Bias: { } old }) change = change + (trained.Value - old);
+        Tensor ratio = factors.OnOutput(factors.Ratio());
+        Tensor change = (ratio - 1) * product + ratio * factors.Site.Apply(factors.Term with { Dropout = 0 }, seen, pass);
+        if (factors is { Bias: { } trained, Site.Bias: { } old }) change = change + factors.OnOutput(trained.Value - old);
         return y + change.to_type(y.dtype);
     }
 
     public override (Tensor Weight, Tensor? Bias) Rewrite(Tensor weight, Tensor? bias, Pass? pass)
     {
-        Tensor ratio = factors.Magnitude!.Value / factors.Lengths(factors.Site.Weight);
-        Tensor merged = ratio.unsqueeze(1) * (weight.to_type(ScalarType.Float32) + factors.Delta());
+        Tensor ratio = factors.Ratio().reshape((long[])[-1, .. weight.shape.Skip(1).Select(_ => 1L)]);
+        Tensor merged = ratio * (weight.to_type(ScalarType.Float32) + factors.Delta());
         return (merged.to_type(weight.dtype), factors.Bias is null || bias is null ? bias : factors.Bias.Value.to_type(bias.dtype));
     }
 }
@@ -62,14 +70,14 @@ internal sealed class LoraTablePatch(LoraFactors factors) : WeightPatch
         Tensor low = factors.A.Value.index_select(1, x.reshape(-1)).t();         // [tokens, rank]
         Tensor change = nn.functional.linear(low * factors.Scale, factors.B.Value).reshape(rows.shape);
         if (factors.Magnitude is null) return rows + change.to_type(rows.dtype);
-        Tensor ratio = factors.Magnitude.Value / factors.Lengths(factors.Site.Weight);
+        Tensor ratio = factors.Ratio();
         return rows + ((ratio - 1) * rows + ratio * change).to_type(rows.dtype);
     }
 
     public override (Tensor Weight, Tensor? Bias) Rewrite(Tensor weight, Tensor? bias, Pass? pass)
     {
         Tensor merged = weight.to_type(ScalarType.Float32) + factors.Delta();
-        if (factors.Magnitude is not null) merged = merged * (factors.Magnitude.Value / factors.Lengths(factors.Site.Weight));
+        if (factors.Magnitude is not null) merged = merged * factors.Ratio();
         return (merged.to_type(weight.dtype), bias);
     }
 }
