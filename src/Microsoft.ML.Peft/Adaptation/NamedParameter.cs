@@ -49,7 +49,7 @@ public sealed class NamedParameter : IDisposable
 
     /// <summary>
     /// The whole key in exchanged files, where it is not <c>base_model.model.</c> and the name: <c>prompt_embeddings</c>,
-    /// <c>base_model.vera_A</c>. Null for the usual.
+    /// <c>base_model.vera_A</c>. Null for the usual. Parameters with the same key lie one after the other along its first axis.
     /// </summary>
     public string? FileKey { get; init; }
 

@@ -11,12 +11,16 @@ public sealed class Layout
     /// <summary>Makes the layout of a batch.</summary>
     /// <param name="mask">1 for real tokens, 0 for padding, int64 or bool <c>[batch, tokens]</c>.</param>
     /// <param name="padded">False where it is known that no token is padding (saves the mask everywhere).</param>
-    /// <param name="inserted">Tokens in front of each row that are not the row's own (prompts).</param>
-    public Layout(Tensor mask, bool padded = true, int inserted = 0)
+    /// <param name="inserted">Tokens of each row that are not the row's own (prompts).</param>
+    /// <param name="insertedAt">Where those stand: the number of own tokens before them.</param>
+    /// <param name="readsInserted">True where the first inserted token stands for the row.</param>
+    public Layout(Tensor mask, bool padded = true, int inserted = 0, int insertedAt = 0, bool readsInserted = false)
     {
         Mask = mask;
         Padded = padded;
         Inserted = inserted;
+        InsertedAt = insertedAt;
+        ReadsInserted = readsInserted;
     }
 
     /// <summary>1 for real tokens, 0 for padding, <c>[batch, tokens]</c>.</summary>
@@ -25,8 +29,40 @@ public sealed class Layout
     /// <summary>True where the batch has padding.</summary>
     public bool Padded { get; }
 
-    /// <summary>Number of tokens in front that are not the row's own.</summary>
+    /// <summary>Number of tokens that are not the row's own; they stand together.</summary>
     public int Inserted { get; }
+
+    /// <summary>Number of own tokens before the inserted ones.</summary>
+    public int InsertedAt { get; }
+
+    /// <summary>True where heads that read the first token read an inserted one, as Hugging Face's task models do.</summary>
+    public bool ReadsInserted { get; }
+
+    /// <summary>Place of the token that stands for the row in heads that read the first token.</summary>
+    public int First => InsertedAt == 0 && !ReadsInserted ? Inserted : 0;
+
+    /// <summary>The layout with more tokens, all of them real.</summary>
+    /// <param name="count">Number of tokens.</param>
+    /// <param name="at">Number of own tokens before them.</param>
+    /// <param name="readsInserted">True where the first of them stands for the row.</param>
+    /// <exception cref="NotSupportedException">Other tokens were inserted at another place.</exception>
+    public Layout Insert(int count, int at, bool readsInserted = false)
+    {
+        if (Inserted > 0 && at != InsertedAt)
+            throw new NotSupportedException($"Tokens stand after {InsertedAt} own tokens already; others after {at} cannot be inserted too. Give both prompts the same order.");
+        Tensor front = Mask.narrow(1, 0, at), rest = Mask.narrow(1, at, Tokens - at);
+        Tensor mask = cat([front, ones([Batch, count], dtype: Mask.dtype, device: Mask.device), rest], 1);
+        return new Layout(mask, Padded, Inserted + count, at, ReadsInserted || readsInserted);
+    }
+
+    /// <summary>The row's own tokens of <c>[batch, tokens, ...]</c>: without the inserted ones.</summary>
+    /// <param name="x">Anything with a place a token, the inserted ones included.</param>
+    public Tensor Own(Tensor x)
+    {
+        if (Inserted == 0) return x;
+        Tensor rest = x.narrow(1, InsertedAt + Inserted, x.shape[1] - InsertedAt - Inserted);
+        return InsertedAt == 0 ? rest : cat([x.narrow(1, 0, InsertedAt), rest], 1);
+    }
 
     /// <summary>Rows in the batch.</summary>
     public long Batch => Mask.shape[0];
@@ -36,7 +72,7 @@ public sealed class Layout
 
     /// <summary>The layout of some rows of the batch.</summary>
     /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
-    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted);
+    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted, InsertedAt, ReadsInserted);
 
     /// <summary>Added to attention scores: 0 for real keys, the lowest number for padding, <c>[batch, 1, 1, tokens]</c>; null without padding.</summary>
     /// <param name="dtype">Type of the scores.</param>
@@ -103,6 +139,12 @@ public sealed class Pass
     /// <summary>Which tokens are real; set by the backbone at the start and by sequence patches.</summary>
     public Layout Layout { get; set; } = null!;
 
+    /// <summary>Which task each row belongs to, int64 <c>[batch]</c>; null where the batch does not say. Set by the backbone.</summary>
+    public Tensor? TaskIds { get; internal set; }
+
+    /// <summary>Number of the layer that runs, from 0; -1 before the first.</summary>
+    public int Layer { get; private set; } = -1;
+
     /// <summary>The patch that is worn at a site, or null.</summary>
     /// <typeparam name="T">Kind of patch that fits the site.</typeparam>
     /// <param name="site">A site of the backbone.</param>
@@ -125,14 +167,14 @@ public sealed class Pass
     /// <summary>Narrows the pass to a group of rows, until the result is disposed.</summary>
     internal GroupScope Narrow(int group, Tensor rows)
     {
-        var scope = new GroupScope(this, Layout, Group);
-        (Layout, Group) = (Layout.Rows(rows), group);
+        var scope = new GroupScope(this, Layout, TaskIds, Group);
+        (Layout, TaskIds, Group) = (Layout.Rows(rows), TaskIds?.index_select(0, rows), group);
         return scope;
     }
 
-    internal readonly struct GroupScope(Pass pass, Layout layout, int group) : IDisposable
+    internal readonly struct GroupScope(Pass pass, Layout layout, Tensor? taskIds, int group) : IDisposable
     {
-        public void Dispose() => (pass.Layout, pass.Group) = (layout, group);
+        public void Dispose() => (pass.Layout, pass.TaskIds, pass.Group) = (layout, taskIds, group);
     }
 
     /// <summary>Runs a body whose shared values are its own; it sees those that were there before.</summary>
@@ -194,6 +236,7 @@ public sealed class Pass
     /// <param name="segment">0 for the embeddings, layer + 1 for a layer, and on.</param>
     public void BeginSegment(int segment)
     {
+        Layer = segment - 1;
         if (Seed is not { } seed || !Training) return;
         (_segmentKey, _masks) = (Mix(unchecked(seed + (ulong)segment * 0x9E3779B97F4A7C15UL)), 0);
         long key = unchecked((long)_segmentKey);
@@ -230,6 +273,7 @@ public sealed class PatchTable
         List<KeyValuePair<Site, Patch>> list = [.. patches];
         _patches = new Patch?[list.Count == 0 ? 0 : list.Max(p => p.Key.Index) + 1];
         LowestTrainable = int.MaxValue;
+        PositionShift = list.Select(p => p.Value).OfType<AttentionPatch>().Select(p => p.PositionShift).DefaultIfEmpty().Max();
         foreach ((Site site, Patch patch) in list)
         {
             if (_patches[site.Index] is not null)
@@ -244,6 +288,9 @@ public sealed class PatchTable
 
     /// <summary>The lowest layer with a trainable patch (-1: the embeddings); <see cref="int.MaxValue"/> for none.</summary>
     public int LowestTrainable { get; }
+
+    /// <summary>Positions by which the row's own tokens move: keys that are worn in front of them and count as tokens.</summary>
+    public int PositionShift { get; }
 
     /// <summary>The patch at a site, or null.</summary>
     /// <param name="site">A site of the backbone.</param>

@@ -119,11 +119,22 @@ public abstract class ResidualPatch : Patch
 /// <param name="Key">Keys.</param>
 /// <param name="Value">Values.</param>
 /// <param name="Bias">Added to the scores: padding and relative positions, broadcast to <c>[batch, heads, tokens, keys]</c>; null for none.</param>
-public readonly record struct AttentionInput(Tensor Query, Tensor Key, Tensor Value, Tensor? Bias);
+/// <param name="Relative">Where scores have a bias by distance (T5): that bias for other keys; it is part of <paramref name="Bias"/> already.</param>
+public readonly record struct AttentionInput(Tensor Query, Tensor Key, Tensor Value, Tensor? Bias, RelativeBias? Relative = null);
+
+/// <summary>Bias of attention scores by distance: entry (i, j) is that of a key at the distance <c>first + j - i</c> from its query.</summary>
+/// <param name="first">Distance of the first key from the first query.</param>
+/// <param name="queries">Number of queries.</param>
+/// <param name="keys">Number of keys.</param>
+/// <returns>Bias <c>[1, heads, queries, keys]</c>.</returns>
+public delegate Tensor RelativeBias(long first, long queries, long keys);
 
 /// <summary>A patch around attention proper: prefix keys, edits of head outputs, token selection.</summary>
 public abstract class AttentionPatch : Patch
 {
+    /// <summary>Number of keys in front that count as tokens in the positions of the row's own; 0 where those stay.</summary>
+    public virtual int PositionShift => 0;
+
     /// <summary>The patched attention.</summary>
     /// <param name="input">Queries, keys, values and mask.</param>
     /// <param name="next">Attention without this patch; gives contexts <c>[batch, heads, tokens, head width]</c>.</param>

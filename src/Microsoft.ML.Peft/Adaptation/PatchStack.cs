@@ -100,6 +100,8 @@ public static class PatchStack
     {
         public override bool Trainable => inner.Trainable || outer.Trainable;
 
+        public override int PositionShift => inner.PositionShift + outer.PositionShift;
+
         public override Tensor Around(AttentionInput input, Func<AttentionInput, Tensor> next, Pass pass) =>
             outer.Around(input, i => inner.Around(i, next, pass), pass);
     }

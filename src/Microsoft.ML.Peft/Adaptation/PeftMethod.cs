@@ -45,6 +45,16 @@ public abstract class PeftMethod
     /// <summary>The <c>peft_type</c> of Hugging Face PEFT, or null where the method does not exist there.</summary>
     public virtual string? HuggingFaceType => null;
 
+    /// <summary>What stands before the names of the task model in exchanged files.</summary>
+    internal virtual string FilePrefix => "base_model.model.";
+
+    /// <summary>
+    /// True where a configuration of Hugging Face PEFT can say what these options say; else the adapter is kept in the
+    /// library's own form.
+    /// </summary>
+    /// <param name="backbone">The frozen network.</param>
+    public virtual bool FitsHuggingFace(Backbone backbone) => HuggingFaceType is not null;
+
     /// <summary>Writes the fields of <c>adapter_config.json</c> that are the method's own.</summary>
     /// <param name="config">The object to fill.</param>
     /// <param name="backbone">The frozen network.</param>

@@ -57,6 +57,10 @@ public enum SiteRole
     FeedForwardResidual,
     /// <summary>Queries, keys and values to context, head by head.</summary>
     AttentionCore,
+    /// <summary>Attention from a decoder's tokens to an encoder's, head by head.</summary>
+    CrossAttentionCore,
+    /// <summary>The rows of the word table, before positions, types and norms: what is inserted here gets all of them.</summary>
+    WordSequence,
     /// <summary>The token sequence after the embeddings.</summary>
     EmbeddingSequence,
     /// <summary>The token sequence at a layer's input.</summary>
@@ -149,14 +153,21 @@ public sealed class AttentionCore : Site
     /// <param name="layer">Layer number.</param>
     /// <param name="heads">Number of heads.</param>
     /// <param name="headWidth">Width of a head.</param>
-    public AttentionCore(string name, int layer, int heads, int headWidth) : base(name, SiteRole.AttentionCore, layer)
+    /// <param name="keyHeads">Number of heads of keys and values where they are shared by several heads of queries; null for as many.</param>
+    /// <param name="role">What attends to what.</param>
+    public AttentionCore(string name, int layer, int heads, int headWidth, int? keyHeads = null, SiteRole role = SiteRole.AttentionCore)
+        : base(name, role, layer)
     {
         Heads = heads;
         HeadWidth = headWidth;
+        KeyHeads = keyHeads ?? heads;
     }
 
     /// <summary>Number of heads.</summary>
     public int Heads { get; }
+
+    /// <summary>Number of heads of keys and values.</summary>
+    public int KeyHeads { get; }
 
     /// <summary>Width of a head.</summary>
     public int HeadWidth { get; }

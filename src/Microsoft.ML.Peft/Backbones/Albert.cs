@@ -19,7 +19,7 @@ public sealed class AlbertBackbone : PostNormEncoder
     private readonly Embedding _words, _positions, _types;
     private readonly Norm _norm;
     private readonly Projection _map;
-    private readonly Sequence _sequence;
+    private readonly Sequence _wordSequence, _sequence;
     private readonly int _layers, _groups, _inner;
 
     /// <summary>Builds the network over a source of weights.</summary>
@@ -33,6 +33,7 @@ public sealed class AlbertBackbone : PostNormEncoder
         _layers = config.LayerCount / _inner;
         int narrow = config.EmbeddingSize;
         _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, narrow);
+        _wordSequence = AddWordSequence();
         _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, narrow);
         _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, narrow);
         _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, narrow);
@@ -90,9 +91,10 @@ public sealed class AlbertBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        CheckLength(batch);
-        Tensor hidden = _words.Forward(batch.Ids, pass) + _types.Forward(Types(batch), pass)
-            + _positions.Forward(CountedPositions(batch), pass);
+        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
+            + _positions.Forward(Positions.Counted(batch, pass), pass);
         hidden = pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout);
         return _sequence.Forward(_map.Forward(hidden, pass), pass);
     }

@@ -11,7 +11,8 @@ namespace Microsoft.ML.Peft.Backbones;
 /// <param name="TypeIds">Token types, int64 <c>[batch, tokens]</c>; null for all 0.</param>
 /// <param name="PositionIds">Positions, int64 <c>[batch, tokens]</c>; null for the family's rule.</param>
 /// <param name="Padded">False where it is known that nothing is padding.</param>
-public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true)
+/// <param name="TaskIds">Which task each row belongs to, int64 <c>[batch]</c>, for methods that have several; null for none.</param>
+public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true, Tensor? TaskIds = null)
 {
     /// <summary>Some rows of the batch.</summary>
     /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
@@ -20,6 +21,7 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
         Ids = Ids.index_select(0, rows),
         Mask = Mask.index_select(0, rows),
         TypeIds = TypeIds?.index_select(0, rows),
+        TaskIds = TaskIds?.index_select(0, rows),
         PositionIds = PositionIds is { } positions && positions.shape[0] > 1 ? positions.index_select(0, rows) : PositionIds,
     };
 }
@@ -30,8 +32,8 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
 /// <param name="HiddenStates">Embedding output and each layer's output, where the pass keeps them; else null.</param>
 public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates)
 {
-    /// <summary>Each row's own first token after the last layer, <c>[batch, hidden]</c>.</summary>
-    public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.Inserted);
+    /// <summary>The token that stands for each row after the last layer, <c>[batch, hidden]</c>: its own first, or a prompt where that is read.</summary>
+    public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.First);
 }
 
 /// <summary>
@@ -59,6 +61,9 @@ public abstract class Backbone : IDisposable
 
     /// <summary>Prefix of the base model's tensors in a task model's file, e.g. <c>bert</c>.</summary>
     public abstract string Prefix { get; }
+
+    /// <summary>Tokens at the front of each row that stand for the row: 1 for BERT's [CLS], 0 for decoders, where no such token is.</summary>
+    public virtual int LeadingTokens => 1;
 
     /// <summary>Where the weights are.</summary>
     public Device Device { get; protected set; } = CPU;
@@ -131,6 +136,7 @@ public abstract class Backbone : IDisposable
     public BackboneOutput Forward(TokenBatch batch, Pass pass)
     {
         pass.Layout = new Layout(batch.Mask, batch.Padded);
+        pass.TaskIds = batch.TaskIds;
         List<Tensor>? states = pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null;
         if (states is not null) pass.FirstTokenOnly = false;
         int lowest = pass.Patches.LowestTrainable;

@@ -15,7 +15,7 @@ public sealed class BertBackbone : PostNormEncoder
     private readonly Embedding _words, _positions, _types;
     private readonly Norm _norm;
     private readonly Projection? _project;
-    private readonly Sequence _sequence;
+    private readonly Sequence _wordSequence, _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
@@ -24,6 +24,7 @@ public sealed class BertBackbone : PostNormEncoder
     {
         int narrow = config.EmbeddingSize;
         _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, narrow);
+        _wordSequence = AddWordSequence();
         _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, narrow);
         _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, narrow);
         _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, narrow);
@@ -67,9 +68,10 @@ public sealed class BertBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        CheckLength(batch);
-        Tensor hidden = _words.Forward(batch.Ids, pass) + _types.Forward(Types(batch), pass)
-            + _positions.Forward(CountedPositions(batch), pass);
+        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
+            + _positions.Forward(Positions.Counted(batch, pass), pass);
         hidden = pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout);
         if (_project is not null) hidden = _project.Forward(hidden, pass);
         return _sequence.Forward(hidden, pass);

@@ -15,7 +15,7 @@ public sealed class DistilBertBackbone : PostNormEncoder
 
     private readonly Embedding _words, _positions;
     private readonly Norm _norm;
-    private readonly Sequence _sequence;
+    private readonly Sequence _wordSequence, _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
@@ -23,6 +23,7 @@ public sealed class DistilBertBackbone : PostNormEncoder
     public DistilBertBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
+        _wordSequence = AddWordSequence();
         _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, config.HiddenSize);
         _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
         _sequence = AddEmbeddingSequence();
@@ -66,8 +67,9 @@ public sealed class DistilBertBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        CheckLength(batch);
-        Tensor hidden = _words.Forward(batch.Ids, pass) + _positions.Forward(CountedPositions(batch), pass);
+        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        Tensor hidden = words + _positions.Forward(Positions.Counted(batch, pass), pass);
         return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
     }
 

@@ -21,7 +21,7 @@ public sealed class MPNetBackbone : PostNormEncoder
 
     private readonly Embedding _words, _positions, _relative;
     private readonly Norm _norm;
-    private readonly Sequence _sequence;
+    private readonly Sequence _wordSequence, _sequence;
     private readonly int _buckets;
 
     /// <summary>Builds the network over a source of weights.</summary>
@@ -31,6 +31,7 @@ public sealed class MPNetBackbone : PostNormEncoder
     {
         _buckets = new ConfigReader(config.Raw).Int("relative_attention_num_buckets", 32);
         _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
+        _wordSequence = AddWordSequence();
         _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens + PadPosition + 1, config.HiddenSize);
         _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
         _sequence = AddEmbeddingSequence();
@@ -57,10 +58,12 @@ public sealed class MPNetBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        CheckLength(batch);
-        ScoreBias(batch.Ids.shape[1], pass);   // made here, so that layers that run again in the backward pass find it
-        Tensor hidden = _words.Forward(batch.Ids, pass) + _positions.Forward(PositionsById(batch, PadPosition), pass);
-        return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
+        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        Tensor hidden = words + _positions.Forward(Positions.ById(batch, PadPosition, pass), pass);
+        hidden = _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
+        ScoreBias(hidden.shape[1], pass);   // made here, so that layers that run again in the backward pass find it
+        return hidden;
     }
 
     private protected override Tensor? ScoreBias(long tokens, Pass pass) => pass.Once((this, tokens), () =>

@@ -63,6 +63,8 @@ public abstract class PostNormEncoder : Backbone
     private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width) =>
         Add(new Embedding(name, role, -1, Own(_weights.Load(name + ".weight", rows, width))));
 
+    private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
+
     private protected Sequence AddEmbeddingSequence() => Add(new Sequence("embeddings", SiteRole.EmbeddingSequence, -1));
 
     /// <summary>Adds one layer's sites.</summary>
@@ -111,7 +113,7 @@ public abstract class PostNormEncoder : Backbone
         return parts.Whole.Forward(hidden, x =>
         {
             Tensor attended = pass.Scoped(() => parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass));
-            if (first) x = x.narrow(1, pass.Layout.Inserted, 1);
+            if (first) x = x.narrow(1, pass.Layout.First, 1);
             x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.Forward(stream + y, pass), pass);
             Tensor fed = pass.Scoped(() => parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass));
             return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.Forward(stream + y, pass), pass);
@@ -128,10 +130,10 @@ public abstract class PostNormEncoder : Backbone
         Tensor? bias = pass.Layout.KeyBias(x.dtype);
         if (ScoreBias(tokens, pass) is { } relative)
         {
-            if (first) relative = relative.narrow(2, pass.Layout.Inserted, 1);
+            if (first) relative = relative.narrow(2, pass.Layout.First, 1);
             bias = bias is null ? relative : bias + relative;
         }
-        Tensor asking = first ? x.narrow(1, pass.Layout.Inserted, 1) : x;
+        Tensor asking = first ? x.narrow(1, pass.Layout.First, 1) : x;
         var input = new AttentionInput(
             Split(parts.Query.Forward(asking, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
         Tensor context = parts.Core.Forward(input, a => Attend(a, width, pass), pass);
@@ -153,28 +155,4 @@ public abstract class PostNormEncoder : Backbone
 
     private Tensor FeedForward(EncoderLayer parts, Tensor x, Pass pass) =>
         pass.Dropout(parts.Down.Forward(_activation(parts.Up.Forward(x, pass)), pass), Config.HiddenDropout);
-
-    /// <summary>Refuses rows that the position table cannot hold.</summary>
-    /// <param name="batch">Tokens.</param>
-    private protected void CheckLength(TokenBatch batch)
-    {
-        if (batch.Ids.shape[1] > Config.MaxTokens)
-            throw new ArgumentException(
-                $"A row has {batch.Ids.shape[1]} tokens, but this {Config.ModelType} backbone takes at most {Config.MaxTokens}; truncate the text (maxTokens).");
-    }
-
-    /// <summary>Positions 0, 1, 2 ... <c>[1, tokens]</c>, or those that the batch gives.</summary>
-    private protected static Tensor CountedPositions(TokenBatch batch) =>
-        batch.PositionIds ?? arange(batch.Ids.shape[1], ScalarType.Int64, batch.Ids.device).unsqueeze(0);
-
-    /// <summary>Positions counted over the tokens that are not padding, from pad + 1; padding has pad.</summary>
-    private protected static Tensor PositionsById(TokenBatch batch, int pad)
-    {
-        if (batch.PositionIds is not null) return batch.PositionIds;
-        Tensor real = batch.Ids.ne(pad).to_type(ScalarType.Int64);
-        return real.cumsum(1) * real + pad;
-    }
-
-    /// <summary>Token types of the batch, zeros where it has none.</summary>
-    private protected static Tensor Types(TokenBatch batch) => batch.TypeIds ?? zeros_like(batch.Ids);
 }

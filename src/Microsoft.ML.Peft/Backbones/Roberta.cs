@@ -14,7 +14,7 @@ public sealed class RobertaBackbone : PostNormEncoder
 {
     private readonly Embedding _words, _positions, _types;
     private readonly Norm _norm;
-    private readonly Sequence _sequence;
+    private readonly Sequence _wordSequence, _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
@@ -22,6 +22,7 @@ public sealed class RobertaBackbone : PostNormEncoder
     public RobertaBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
+        _wordSequence = AddWordSequence();
         // The table has a row for the padding position and those before it, which no token reaches.
         _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens + config.PadId + 1, config.HiddenSize);
         _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, config.HiddenSize);
@@ -50,9 +51,10 @@ public sealed class RobertaBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        CheckLength(batch);
-        Tensor hidden = _words.Forward(batch.Ids, pass) + _types.Forward(Types(batch), pass)
-            + _positions.Forward(PositionsById(batch, Config.PadId), pass);
+        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
+            + _positions.Forward(Positions.ById(batch, Config.PadId, pass), pass);
         return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
     }
 

@@ -169,7 +169,7 @@ public sealed partial class AdapterFolder : IDisposable
         Dictionary<string, NamedParameter> open = adaptation.Parameters.Where(p => p.Exchanged && p.Saved).ToDictionary(p => p.Name);
         Dictionary<string, NamedParameter> headOpen = head?.Parameters.Where(p => p.Saved).ToDictionary(p => p.Name) ?? [];
         var keys = new AdapterKeys(_file.Names, backbone);
-        Dictionary<string, NamedParameter> byKey = open.Values.Where(p => p.FileKey is not null).ToDictionary(p => p.FileKey!);
+        Dictionary<string, NamedParameter[]> byKey = open.Values.Where(p => p.FileKey is not null).GroupBy(p => p.FileKey!).ToDictionary(g => g.Key, g => g.ToArray());
         string KeyOf(NamedParameter parameter) => parameter.FileKey ?? keys.KeyOf(parameter.Name);
         if (keys.NoneHasPrefix && !_file.Names.Any(byKey.ContainsKey))
             throw new CheckpointFormatException(
@@ -177,7 +177,13 @@ public sealed partial class AdapterFolder : IDisposable
         List<string> extra = [], wrong = [], oldBiases = [];
         foreach (string key in _file.Names)
         {
-            string? name = byKey.TryGetValue(key, out NamedParameter? keyed) ? keyed.Name
+            if (byKey.TryGetValue(key, out NamedParameter[]? parts) && parts.Length > 1)
+            {
+                foreach (NamedParameter part in parts) open.Remove(part.Name);
+                LoadParts(key, parts, wrong);
+                continue;
+            }
+            string? name = parts is not null ? parts[0].Name
                 : keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n));
             if (name is null) continue;                                          // a second copy
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
@@ -206,6 +212,24 @@ public sealed partial class AdapterFolder : IDisposable
         Report(lost, "Missing tensors of the trained head: ", always: true);
         Report([.. open.Values.Select(KeyOf)], "Missing tensors: ", options.Strict);
         Report(extra, "Unexpected tensors: ", options.Strict, hint: extra.Count == 1 ? NearNames.Hint(extra[0], open.Values.Select(KeyOf)) : "");
+    }
+
+    private void LoadParts(string key, NamedParameter[] parts, List<string> wrong)
+    {
+        long[] expected = [parts.Sum(p => p.Value.shape[0]), .. parts[0].Value.shape[1..]];
+        if (!Shape(key).SequenceEqual(expected))
+        {
+            wrong.Add($"{NearNames.Quote(key)}: found [{string.Join(", ", Shape(key).ToArray())}], expected [{string.Join(", ", expected)}]");
+            return;
+        }
+        using var scope = TorchSharp.torch.NewDisposeScope();
+        TorchSharp.torch.Tensor whole = AdapterTensors.Read(_file, key);
+        long at = 0;
+        foreach (NamedParameter part in parts)
+        {
+            part.Load(whole.narrow(0, at, part.Value.shape[0]));
+            at += part.Value.shape[0];
+        }
     }
 
     private static bool Take(Dictionary<string, NamedParameter> open, string name, out NamedParameter? target) => open.Remove(name, out target);

@@ -10,7 +10,7 @@ namespace Microsoft.ML.Peft.Checkpoints;
 /// </summary>
 internal sealed class AdapterKeys
 {
-    private const string Prefix = "base_model.model.";
+    private const string Prefix = "base_model.model.", ShortPrefix = "base_model.";
     private readonly HashSet<string> _all;
     private readonly Backbone _backbone;
 
@@ -34,6 +34,8 @@ internal sealed class AdapterKeys
     public string? Canonical(string key, Func<string, bool> known)
     {
         if (key.StartsWith(Prefix, StringComparison.Ordinal) && known(key[Prefix.Length..])) return key[Prefix.Length..];
+        // Prompts wrap the task model once less.
+        if (key.StartsWith(ShortPrefix, StringComparison.Ordinal) && known(key[ShortPrefix.Length..])) return key[ShortPrefix.Length..];
         if (key.Contains(".original_module.", StringComparison.Ordinal)) return null;
         string plain = key.Replace(".modules_to_save.default.", ".", StringComparison.Ordinal).Replace(".modules_to_save.", ".", StringComparison.Ordinal);
         if (plain != key && _all.Contains(plain)) return null;
@@ -46,11 +48,11 @@ internal sealed class AdapterKeys
     }
 
     /// <summary>The key under which a parameter is expected.</summary>
-    public string KeyOf(string name) => KeyOf(name, _backbone, Bare);
+    public string KeyOf(string name) => KeyOf(name, _backbone, Bare, Prefix);
 
     /// <summary>The key under which a parameter is written.</summary>
-    public static string KeyOf(string name, Backbone backbone, bool bare) =>
-        Prefix + (bare && name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? name[(backbone.Prefix.Length + 1)..] : name);
+    public static string KeyOf(string name, Backbone backbone, bool bare, string prefix) =>
+        prefix + (bare && name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? name[(backbone.Prefix.Length + 1)..] : name);
 
     // What lies below a module of the backbone; a head beside a bare model keeps its name.
     private bool IsInside(string name)

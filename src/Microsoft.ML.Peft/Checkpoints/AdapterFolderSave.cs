@@ -70,8 +70,10 @@ public sealed partial class AdapterFolder
             bool bare = AdapterConfig.Get<string?>(config, "task_type", null) == "FEATURE_EXTRACTION" && head is null;
             var writer = new SafetensorsWriter();
             writer.Metadata["format"] = "pt";
-            foreach (NamedParameter parameter in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved))
-                AdapterTensors.Add(writer, parameter.FileKey ?? AdapterKeys.KeyOf(parameter.Name, adaptation.Backbone, bare), parameter.Value);
+            string KeyOf(NamedParameter p) => p.FileKey ?? AdapterKeys.KeyOf(p.Name, adaptation.Backbone, bare, exchanged.Method.FilePrefix);
+            using var scope = TorchSharp.torch.NewDisposeScope();
+            foreach (IGrouping<string, NamedParameter> tensor in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved).GroupBy(KeyOf))
+                AdapterTensors.Add(writer, tensor.Key, tensor.Count() == 1 ? tensor.First().Value : TorchSharp.torch.cat([.. tensor.Select(p => p.Value.detach())]));
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);
         }
         finally
@@ -88,9 +90,9 @@ public sealed partial class AdapterFolder
             if (options.LoadedFrom?[field] is { } kept) config[field] = kept.DeepClone();
         config["task_type"] = options.TaskType ?? (options.LoadedFrom is { } from ? from["task_type"]?.DeepClone() : head is null ? "FEATURE_EXTRACTION" : "SEQ_CLS");
         if (options.BaseModel is not null) config["base_model_name_or_path"] = options.BaseModel;
-        if (adaptation.Method.HuggingFaceType is { } type)
+        if (adaptation.Method.FitsHuggingFace(adaptation.Backbone))
         {
-            config["peft_type"] = type;
+            config["peft_type"] = adaptation.Method.HuggingFaceType;
             adaptation.Method.WriteHuggingFace(config, adaptation.Backbone);
             AddHeadModules(config, adaptation.Backbone, head);
         }

@@ -19,11 +19,12 @@ public enum Pooling
 
 internal static class Pooled
 {
-    /// <summary>Mean over the real tokens, <c>[batch, hidden]</c>.</summary>
+    /// <summary>Mean over the row's own real tokens, <c>[batch, hidden]</c>.</summary>
     public static Tensor Mean(BackboneOutput output)
     {
-        if (!output.Layout.Padded) return output.Last.mean([1]);
-        Tensor mask = output.Layout.Mask.to_type(output.Last.dtype).unsqueeze(-1);   // [batch, tokens, 1]
-        return (output.Last * mask).sum(1) / mask.sum(1).clamp(1);
+        Tensor own = output.Layout.Own(output.Last);
+        if (!output.Layout.Padded) return own.mean([1]);
+        Tensor mask = output.Layout.Own(output.Layout.Mask).to_type(own.dtype).unsqueeze(-1);   // [batch, tokens, 1]
+        return (own * mask).sum(1) / mask.sum(1).clamp(1);
     }
 }

@@ -33,9 +33,7 @@ public sealed class TokenHead : Head
 
     /// <inheritdoc/>
     public override Tensor Features(Backbone backbone, BackboneOutput output, Pass pass) =>
-        output.Layout.Inserted == 0
-            ? output.Last
-            : output.Last.narrow(1, output.Layout.Inserted, output.Last.shape[1] - output.Layout.Inserted);
+        output.Layout.Own(output.Last);
 
     /// <inheritdoc/>
     public override Tensor FromFeatures(Tensor features, Pass pass)
