@@ -32,7 +32,7 @@ internal static class EvaluateCommand
         TextColumns text = loaded.Text;
         string label = call.GetValue(_label) ?? GuessLabel(table, text);
         IDataView data = loaded.Rows(context, table, call.GetValue(_text), call.GetValue(_text2), label);
-        (Evaluation metrics, double speed) = Report.Evaluate(loaded.Classifier, data, LoadedModel.LabelColumn, text);
+        (Evaluation metrics, double speed) = Report.Evaluate(loaded.Classifier, data, LoadedModel.LabelColumn);
         Console.WriteLine(FormattableString.Invariant(
             $"rows {metrics.Rows}, accuracy {metrics.Metrics["accuracy"]:0.0000}, macro F1 {metrics.Metrics["macro_f1"]:0.0000}, MCC {metrics.Metrics["mcc"]:0.0000}, log-loss {metrics.Metrics["log_loss"]:0.0000}, {speed:0} tokens/s"));
         if (call.GetValue(_report) is not { } file) return 0;

@@ -3,6 +3,7 @@
 using System.CommandLine;
 using System.Globalization;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Tasks;
 
 namespace Microsoft.ML.Peft.Cli;
@@ -35,9 +36,11 @@ internal static class PredictCommand
             using var standard = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };
             return Write(standard, call, context, loaded, scores);
         }
-        string temporary = output + ".tmp";
-        using (var writer = new StreamWriter(temporary)) Write(writer, call, context, loaded, scores);
-        File.Move(temporary, output, overwrite: true);
+        AtomicFile.Write(output, stream =>
+        {
+            using var writer = new StreamWriter(stream, leaveOpen: true);
+            Write(writer, call, context, loaded, scores);
+        });
         return 0;
     }
 
@@ -58,11 +61,9 @@ internal static class PredictCommand
     private static void WriteRows(TextWriter writer, LoadedModel loaded, IDataView data, bool scores)
     {
         string[] labels = [.. loaded.Classifier.Labels];
-        using IEnumerator<TextRow> texts = Predictions.Texts(data, loaded.Text).GetEnumerator();
         foreach (Prediction prediction in Predictions.Of(loaded.Classifier, data))
         {
-            texts.MoveNext();
-            TextRow row = texts.Current;
+            TextRow row = prediction.Text;
             writer.Write(Cell(row.First));
             if (loaded.Text.Second is not null) writer.Write('\t' + Cell(row.Second ?? ""));
             writer.Write('\t' + Cell(labels[prediction.Best]) + '\t' + prediction.Probabilities[prediction.Best].ToString("0.######", CultureInfo.InvariantCulture));

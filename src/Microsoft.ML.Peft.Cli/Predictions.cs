@@ -6,7 +6,7 @@ using Microsoft.ML.Peft.Tasks;
 namespace Microsoft.ML.Peft.Cli;
 
 /// <summary>One scored row.</summary>
-internal readonly record struct Prediction(int Best, float[] Probabilities, string? Label);
+internal readonly record struct Prediction(TextRow Text, int Best, float[] Probabilities, string? Label);
 
 /// <summary>Runs a transformer over a data view and reads what it made.</summary>
 internal static class Predictions
@@ -26,12 +26,14 @@ internal static class Predictions
         bool binary = model.IsBinary;
         DataViewSchema.Column score = scored.Schema[binary ? model.ProbabilityColumn : model.ScoreColumn];
         DataViewSchema.Column? labels = label is null ? null : scored.Schema[label];
-        using DataViewRowCursor cursor = scored.GetRowCursor(labels is { } l ? [score, l] : [score]);
+        var text = new TextColumns(model.TextColumns[0], model.TextColumns.Count > 1 ? model.TextColumns[1] : null);
+        using DataViewRowCursor cursor = scored.GetRowCursor([score, .. text.Names.Select(n => scored.Schema[n]), .. labels is { } l ? [l] : Array.Empty<DataViewSchema.Column>()]);
+        Func<TextRow> read = text.Reader(cursor);
         ValueGetter<VBuffer<float>>? getScores = binary ? null : cursor.GetGetter<VBuffer<float>>(score);
         ValueGetter<float>? getProbability = binary ? cursor.GetGetter<float>(score) : null;
         ValueGetter<ReadOnlyMemory<char>>? getLabel = labels is { } wanted ? cursor.GetGetter<ReadOnlyMemory<char>>(wanted) : null;
         VBuffer<float> scores = default;
-        ReadOnlyMemory<char> text = default;
+        ReadOnlyMemory<char> name = default;
         float probability = 0;
         while (cursor.MoveNext())
         {
@@ -46,15 +48,8 @@ internal static class Predictions
                 getScores!(ref scores);
                 shares = [.. scores.DenseValues()];
             }
-            getLabel?.Invoke(ref text);
-            yield return new Prediction(Array.IndexOf(shares, shares.Max()), shares, getLabel is null ? null : text.ToString());
+            getLabel?.Invoke(ref name);
+            yield return new Prediction(read(), Array.IndexOf(shares, shares.Max()), shares, getLabel is null ? null : name.ToString());
         }
-    }
-
-    public static IEnumerable<TextRow> Texts(IDataView data, TextColumns text)
-    {
-        using DataViewRowCursor cursor = data.GetRowCursor(text.Names.Select(n => data.Schema[n]));
-        Func<TextRow> read = text.Reader(cursor);
-        while (cursor.MoveNext()) yield return read();
     }
 }

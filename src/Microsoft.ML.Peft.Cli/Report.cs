@@ -1,9 +1,11 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Diagnostics;
+using System.Text;
 using System.Text.Json;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Tasks;
 using Microsoft.ML.Peft.Training;
 
@@ -14,16 +16,18 @@ internal static class Report
 {
     /// <summary>Scores rows and compares with their labels.</summary>
     public static (Evaluation Metrics, double TokensPerSecond) Evaluate(
-        TextClassificationTransformer model, IDataView data, string label, TextColumns text)
+        TextClassificationTransformer model, IDataView data, string label)
     {
         string[] names = [.. model.Labels];
         var index = names.Select((name, i) => (name, i)).ToDictionary(p => p.name, p => p.i, StringComparer.Ordinal);
         var sums = new ClassSums(names.Length);
-        long tokens = 0, row = 0;
+        long row = 0;
+        var texts = new List<TextRow>();
         var clock = Stopwatch.StartNew();
         foreach (Prediction prediction in Predictions.Of(model, data, label))
         {
             row++;
+            texts.Add(prediction.Text);
             if (!index.TryGetValue(prediction.Label!, out int wanted) && !TryBinary(prediction.Label!, names, out wanted))
                 throw new InvalidDataException(
                     $"Row {row}: the label '{prediction.Label}' is none of the model's: {string.Join(", ", names.Take(20))}{(names.Length > 20 ? ", ..." : "")}.");
@@ -33,8 +37,8 @@ internal static class Report
         }
         double seconds = clock.Elapsed.TotalSeconds;
         if (row == 0) throw new InvalidDataException("The data has no rows; there is nothing to evaluate.");
-        foreach (TextRow words in Predictions.Texts(data, text)) tokens += model.CountTokens(words.First, words.Second);
-        return (sums.Result(), tokens / seconds);
+        // Counted when the clock has stopped.
+        return (sums.Result(), texts.Sum(t => (long)model.CountTokens(t.First, t.Second)) / seconds);
     }
 
     private static bool TryBinary(string label, string[] names, out int wanted)
@@ -59,10 +63,6 @@ internal static class Report
     }
 
     /// <summary>Writes JSON beside its place and renames it.</summary>
-    public static void Write(string path, JsonObject report)
-    {
-        string temporary = path + ".tmp";
-        File.WriteAllText(temporary, report.ToJsonString(new JsonSerializerOptions { WriteIndented = true }) + "\n");
-        File.Move(temporary, path, overwrite: true);
-    }
+    public static void Write(string path, JsonObject report) => AtomicFile.Write(path, stream =>
+        stream.Write(Encoding.UTF8.GetBytes(report.ToJsonString(new JsonSerializerOptions { WriteIndented = true }) + "\n")));
 }

@@ -5,6 +5,7 @@ using System.Diagnostics;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Data;
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Tasks;
 using Microsoft.ML.Peft.Training;
 
@@ -137,9 +138,7 @@ internal static class TrainCommand
         IDataView texts = context.Transforms.SelectColumns([.. model.TextColumns]).Fit(rows).Transform(rows);
         ITransformer back = context.Transforms.Conversion.MapKeyToValue(model.PredictedLabelColumn).Fit(model.Transform(texts));
         var chain = new TransformerChain<ITransformer>(model, back);
-        string temporary = output + ".tmp";
-        context.Model.Save(chain, texts.Schema, temporary);
-        File.Move(temporary, output, overwrite: true);
+        AtomicFile.Write(output, stream => context.Model.Save(chain, texts.Schema, stream));
     }
 
     private static void Finish(ParseResult call, MLContext context, TextClassificationTransformer model, TextColumns text, string label, double seconds)
@@ -161,7 +160,7 @@ internal static class TrainCommand
         if (call.GetValue(_eval) is { } path)
         {
             using TableFile table = TableFile.Open(path);
-            (Evaluation metrics, double speed) = Report.Evaluate(model, table.Load(context, [.. text.Names, label]), label, text);
+            (Evaluation metrics, double speed) = Report.Evaluate(model, table.Load(context, [.. text.Names, label]), label);
             report["metrics"] = Report.Metrics(metrics);
             report["evalTokensPerSecond"] = speed;
             Console.WriteLine(metrics);

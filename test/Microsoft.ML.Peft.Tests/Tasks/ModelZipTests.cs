@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Globalization;
 using System.IO.Compression;
 using Microsoft.ML.Data;
 using Microsoft.ML.Peft.Adaptation;
@@ -189,7 +190,9 @@ public sealed class ModelZipTests : OneThread
         IDataView data = TinyTexts.View(_ml, 6);
         var random = new Random(11);
         var kinds = new SortedDictionary<string, int>(StringComparer.Ordinal);
-        for (int i = 0; i < 600; i++)
+        // PEFT_ALTERATIONS asks for more of them than every build can wait for.
+        int count = int.Parse(Environment.GetEnvironmentVariable("PEFT_ALTERATIONS") ?? "600", CultureInfo.InvariantCulture);
+        for (int i = 0; i < count; i++)
         {
             byte[] altered = [.. whole];
             int changes = 1 + (i % 3);
@@ -209,7 +212,7 @@ public sealed class ModelZipTests : OneThread
             kinds[outcome] = kinds.GetValueOrDefault(outcome) + 1;
         }
         TestContext.WriteLine(string.Join(", ", kinds.Select(k => $"{k.Key} {k.Value}")));
-        Assert.IsGreaterThan(300, 600 - kinds.GetValueOrDefault("equal"));
+        Assert.IsGreaterThan(count / 2, count - kinds.GetValueOrDefault("equal"));
     }
 
     [TestMethod]
