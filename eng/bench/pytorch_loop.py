@@ -5,7 +5,7 @@ The network is written out as transformers' BertForSequenceClassification comput
 always added), LoRA as peft computes it (unmerged, dropout on its input). No package but torch is needed. Rows, batches
 and initial values come from the files that the benchmark program wrote; one line of JSON goes to standard output.
 
-    pytorch_loop.py train|score|first|profile FOLDER --backbone DIR --threads N [--steps N] [--warmup N] [--rate R]
+    pytorch_loop.py train|score|first|profile|onnx FOLDER --backbone DIR --threads N [--steps N] [--warmup N] [--rate R]
 """
 import argparse
 import json
@@ -217,6 +217,15 @@ def score(model, pad, rows, batches, warmup):
     return {"scores": scores, "tokens": tokens, "seconds": seconds, "cpuSeconds": cpu}
 
 
+def export(model, pad, rows, batches, path):
+    """The same network as an ONNX file, for ONNX Runtime; rows and tokens stay free."""
+    model.eval()
+    ids, mask, _ = collate([rows[r] for r in batches[0]], pad)
+    free = {0: "rows", 1: "tokens"}
+    torch.onnx.export(model, (ids, mask), path, input_names=["ids", "mask"], output_names=["scores"],
+                      dynamic_axes={"ids": free, "mask": free, "scores": {0: "rows"}}, opset_version=14)
+
+
 def peak_memory_mib():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
@@ -231,7 +240,7 @@ def loaded(*names):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["train", "score", "first", "profile"])
+    parser.add_argument("mode", choices=["train", "score", "first", "profile", "onnx"])
     parser.add_argument("folder")
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--threads", type=int, required=True)
@@ -249,6 +258,9 @@ def main():
         result = train(model, pad, rows, batches, arguments)
     elif arguments.mode == "score":
         result = score(model, pad, rows, batches, arguments.warmup)
+    elif arguments.mode == "onnx":
+        result = {}
+        export(model, pad, rows, batches, os.path.join(arguments.folder, "model.onnx"))
     elif arguments.mode == "first":
         result = score(model, pad, rows, [[0]], 0)
     else:

@@ -3,6 +3,7 @@
 # Trains and scores MiniLM-L6 by LoRA, once by this library and once by a plain PyTorch loop in Python on the same
 # libtorch, the same rows, batches and threads, in turns; prints the ratios and writes eng/bench/RESULTS.md.
 #   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--score-steps ALL] [--threads CORES] [--out FILE]
+# Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node to have ONNX Runtime score beside both.
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
 # The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
 set -euo pipefail

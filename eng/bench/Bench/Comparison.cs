@@ -32,18 +32,22 @@ internal sealed class Comparison(string folder, string python, string loop, stri
         string before = Machine.LoadAverage();
         long began = Stopwatch.GetTimestamp();
         Series equal = new(), train = new(), score = new(), first = new();
+        List<Measured> onnx = [];
+        string? runtime = Environment.GetEnvironmentVariable("ONNXRUNTIME_NODE");
+        if (runtime is not null) Start(python, [loop, "onnx", folder, "--backbone", Material.Backbone(folder, dropout: true), "--threads", $"{_threads}"]);
         Both(equal, "train", ["--steps", $"{_lossSteps}", "--warmup", "0", "--rate", "3e-3"], dropout: false);
         for (int round = 1; round <= _rounds; round++)
         {
             Both(train, "train", ["--steps", $"{_steps}"], dropout: true);
             Both(score, "score", ["--steps", $"{_scoreSteps}"], dropout: true);
             Both(first, "first", [], dropout: true);
+            if (runtime is not null) onnx.Add(Start("node", [Path.Combine(Path.GetDirectoryName(loop)!, "onnx_score.mjs"), folder, $"{_threads}", "0", $"{_scoreSteps}"]));
             Console.WriteLine(FormattableString.Invariant(
                 $"round {round}: train {Last(train, m => m.Report.TokensPerSecond)}, score {Last(score, m => m.Report.TokensPerSecond)} tokens/s, first prediction {Last(first, m => m.UntilFirstLine)} s"));
         }
         var results = new Results(
             File.ReadAllText(Path.Combine(folder, "name")), _threads, before, Machine.LoadAverage(),
-            Stopwatch.GetElapsedTime(began).TotalSeconds, equal, train, score, first);
+            Stopwatch.GetElapsedTime(began).TotalSeconds, equal, train, score, first, onnx);
         string text = results.Write(), path = arguments.Text("out", Path.Combine(Path.GetDirectoryName(loop)!, "RESULTS.md"));
         Console.WriteLine(text);
         File.WriteAllText(path, text);
@@ -80,7 +84,7 @@ internal sealed class Comparison(string folder, string python, string loop, stri
 /// <summary>The table and what stands around it.</summary>
 internal sealed record Results(
     string Data, int Threads, string LoadBefore, string LoadAfter, double Seconds,
-    Comparison.Series Equal, Comparison.Series Train, Comparison.Series Score, Comparison.Series First)
+    Comparison.Series Equal, Comparison.Series Train, Comparison.Series Score, Comparison.Series First, List<Comparison.Measured> Onnx)
 {
     public string Write() => $"""
         # Benchmark: this library beside a plain PyTorch loop in Python
@@ -125,9 +129,16 @@ internal sealed record Results(
         libtorch {(Ours.Library.Length > 0 && Ours.Library == Theirs.Library ? "is the same file on both sides" : "is NOT the same file on both sides")}. {DateTime.UtcNow.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture)}. Load average (1, 5, 15 minutes) before the run
         {LoadBefore}, after it {LoadAfter}; the run took {Seconds:0} s.
 
-        ONNX Runtime beside it: measured once `peft export onnx` exists.
+        {OnnxRuntime()}
 
         """;
+
+    private string OnnxRuntime() => Onnx.Count == 0
+        ? "ONNX Runtime beside it: set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node."
+        : FormattableString.Invariant($"""
+        ONNX Runtime (npm's onnxruntime-node, the PyTorch side's network exported, LoRA not merged) scored {Median(Onnx.Select(m => m.Report.TokensPerSecond)):0} tokens/s in the same rounds:
+        this library has {Median(Score.Ours.Select(m => m.Report.TokensPerSecond)) / Median(Onnx.Select(m => m.Report.TokensPerSecond)):0.00} of that. Largest difference of the scores {Onnx[0].Report.Scores.Zip(Score.Ours[0].Report.Scores, (a, b) => Math.Abs(a - b)).Max():0.0e+0}.
+        """);
 
     private Report Ours => Train.Ours[0].Report;
 
