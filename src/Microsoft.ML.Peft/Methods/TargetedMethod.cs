@@ -72,6 +72,7 @@ public abstract class TargetedMethod : PeftMethod
     protected IReadOnlyList<WeightSite> SelectSites(Backbone backbone)
     {
         WeightSite[] all = [.. backbone.Sites.OfType<WeightSite>()];
+        TakeDefaultsOfFiles(backbone, all);
         var matcher = new TargetMatcher(Rule(all.Select(site => (site, backbone.PathOf(site)))));
         List<WeightSite> chosen = [.. all.Where(site => Match(matcher, backbone, site))];
         if (chosen.Count == 0) throw NothingMatched(backbone, all);
@@ -81,6 +82,16 @@ public abstract class TargetedMethod : PeftMethod
                 throw new ArgumentException(
                     $"{GetType().Name} cannot adapt {site}: it is {(site is Norm ? "a norm" : site is Embedding ? "a table" : site is Convolution ? "a convolution" : "a linear map")}. Remove it from Targets or add it to ExcludeTargets.");
         return chosen;
+    }
+
+    // A file without target_modules means what its writer's defaults are for this family; from here on they are named.
+    private void TakeDefaultsOfFiles(Backbone backbone, WeightSite[] all)
+    {
+        if (!FromFile || Targets.Length > 0 || TargetPattern is not null || HuggingFaceType is not { } type || DefaultTargets.Models(type) is not { Count: > 0 } models) return;
+        Targets = DefaultTargets.Of(type, backbone.Config.ModelType) is { } names ? [.. names]
+            : throw new ArgumentException(
+                $"The field 'target_modules' is null, and {type} has default modules for {string.Join(", ", models.Order(StringComparer.Ordinal))}, not for {backbone.Config.ModelType}; name the modules. "
+                + $"Candidates: {string.Join(", ", Candidates(backbone, all))}.", "target_modules");
     }
 
     /// <summary>True where the method can adapt a site of this kind.</summary>
