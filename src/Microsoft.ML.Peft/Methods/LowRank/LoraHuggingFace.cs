@@ -117,7 +117,7 @@ public sealed partial class LoraOptions
         if (UseDora)
             throw new NotSupportedException("DoRA that started from PiSSA or OLoRA has no form on the unchanged base model; merge it, or keep the initialisation when saving.");
         double growth = UseRsLora ? Math.Sqrt(2) : 2;
-        var plain = (LoraOptions)MemberwiseClone();
+        LoraOptions plain = Copy();
         plain.Rank = 2 * Rank;
         plain.Alpha = growth * Alpha;
         plain.Init = "default";
@@ -136,6 +136,8 @@ public sealed partial class LoraOptions
         }
         return made;
     }
+
+    internal LoraOptions Copy() => (LoraOptions)MemberwiseClone();
 
     private static bool Same(NamedParameter a, NamedParameter b) => a.Value.shape.AsSpan().SequenceEqual(b.Value.shape);
 
