@@ -46,6 +46,8 @@ public class PeftAdaptation : IDisposable
     {
         if (!_byName.TryAdd(parameter.Name, parameter))
             throw new ArgumentException($"Parameter {parameter.Name} exists already in this adaptation.");
+        foreach (string copy in parameter.Copies)
+            if (!_byName.TryAdd(copy, parameter)) throw new ArgumentException($"Parameter {copy} exists already in this adaptation.");
         _parameters.Add(parameter);
         return parameter;
     }
@@ -58,7 +60,7 @@ public class PeftAdaptation : IDisposable
         Add(new NamedParameter(name, value, trainable));
 
     /// <summary>The parameter of a name, or null.</summary>
-    /// <param name="name">Name inside the task model.</param>
+    /// <param name="name">Name inside the task model, or one of its <see cref="NamedParameter.Copies"/>.</param>
     public NamedParameter? Find(string name) => _byName.GetValueOrDefault(name);
 
     /// <summary>Puts a patch on a site; a second one at the same site nests around the first.</summary>
@@ -69,6 +71,13 @@ public class PeftAdaptation : IDisposable
 
     /// <summary>What a pass wears to run with this adaptation.</summary>
     public PatchTable Table() => new(_patches, Backbone.Device.type);
+
+    /// <summary>
+    /// Called when an exchanged file has filled the parameters: what the file lacks and follows from them is made again here.
+    /// </summary>
+    public virtual void Filled()
+    {
+    }
 
     /// <summary>Called when a model joins this adaptation with a head; may set rates and decay of the head's parameters.</summary>
     /// <param name="head">The head that is trained beside it.</param>

@@ -53,6 +53,9 @@ public sealed class NamedParameter : IDisposable
     /// </summary>
     public string? FileKey { get; init; }
 
+    /// <summary>Further names under which exchanged files hold the same numbers: those of the other modules that share the tensor.</summary>
+    public IReadOnlyList<string> Copies { get; init; } = [];
+
     /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
     /// <param name="value">Same shape; ownership passes here.</param>
     public void Replace(Tensor value)

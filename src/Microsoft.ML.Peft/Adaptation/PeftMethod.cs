@@ -23,6 +23,9 @@ public abstract class PeftMethod
     /// <summary>True where a fresh adaptation leaves the output as it was.</summary>
     public virtual bool ExactAtStart => true;
 
+    /// <summary>False where a row's output depends on the other rows of its batch; rows must then be scored in the batches that are wanted.</summary>
+    public virtual bool RowsAreIndependent => true;
+
     /// <summary>Learning rate that suits the method where the user names none.</summary>
     public virtual double DefaultLearningRate => 5e-4;
 

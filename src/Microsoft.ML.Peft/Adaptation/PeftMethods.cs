@@ -93,7 +93,7 @@ public static class PeftMethods
     public static string ToJson(PeftMethod method)
     {
         var root = JsonSerializer.SerializeToNode(method, method.GetType(), _json)!.AsObject();
-        foreach (string computed in (string[])["id", "family", "mergeable", "exactAtStart", "defaultLearningRate", "huggingFaceType"]) root.Remove(computed);
+        foreach (string computed in (string[])["id", "family", "mergeable", "exactAtStart", "rowsAreIndependent", "defaultLearningRate", "huggingFaceType"]) root.Remove(computed);
         root.Insert(0, "method", method.Id);
         return root.ToJsonString();
     }

@@ -155,6 +155,7 @@ public sealed partial class AdapterFolder : IDisposable
         {
             NoteUnknownFields(backbone);
             Fill(adaptation, backbone, head, options ?? new AdapterLoadOptions());
+            adaptation.Filled();
             return adaptation;
         }
         catch
@@ -167,6 +168,8 @@ public sealed partial class AdapterFolder : IDisposable
     private void Fill(PeftAdaptation adaptation, Backbone backbone, Head? head, AdapterLoadOptions options)
     {
         Dictionary<string, NamedParameter> open = adaptation.Parameters.Where(p => p.Exchanged && p.Saved).ToDictionary(p => p.Name);
+        Dictionary<string, NamedParameter> copies = open.Values.SelectMany(p => p.Copies.Select(name => (name, p))).ToDictionary(c => c.name, c => c.p);
+        List<(string Key, NamedParameter First)> seconds = [];
         Dictionary<string, NamedParameter> headOpen = head?.Parameters.Where(p => p.Saved).ToDictionary(p => p.Name) ?? [];
         var keys = new AdapterKeys(_file.Names, backbone);
         Dictionary<string, NamedParameter[]> byKey = open.Values.Where(p => p.FileKey is not null).GroupBy(p => p.FileKey!).ToDictionary(g => g.Key, g => g.ToArray());
@@ -184,8 +187,13 @@ public sealed partial class AdapterFolder : IDisposable
                 continue;
             }
             string? name = parts is not null ? parts[0].Name
-                : keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n));
+                : keys.Canonical(key, n => open.ContainsKey(n) || headOpen.ContainsKey(n) || copies.ContainsKey(n));
             if (name is null) continue;                                          // a second copy
+            if (Take(copies, name, out NamedParameter? first))
+            {
+                seconds.Add((key, first!));
+                continue;
+            }
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
             {
                 // Old versions wrote the trained bias of an adapted module under the module's own name.
@@ -206,11 +214,12 @@ public sealed partial class AdapterFolder : IDisposable
             using TorchSharp.torch.Tensor value = AdapterTensors.Read(_file, key);
             target.Load(value);
         }
+        CheckCopies(seconds);
         if (oldBiases.Count > 0) _warnings.Add($"Biases under their old names were read: {NearNames.List(oldBiases)}.");
         Report(wrong, "Tensors of another shape: ", !options.IgnoreMismatchedShapes, "; ");
         string[] lost = [.. headOpen.Keys.Where(name => RequiredOfHead(name, head!, headOpen))];
         Report(lost, "Missing tensors of the trained head: ", always: true);
-        Report([.. open.Values.Select(KeyOf)], "Missing tensors: ", options.Strict);
+        Report([.. open.Values.Select(KeyOf), .. copies.Keys.Select(keys.KeyOf)], "Missing tensors: ", options.Strict);
         Report(extra, "Unexpected tensors: ", options.Strict, hint: extra.Count == 1 ? NearNames.Hint(extra[0], open.Values.Select(KeyOf)) : "");
     }
 
@@ -229,6 +238,20 @@ public sealed partial class AdapterFolder : IDisposable
         {
             part.Load(whole.narrow(0, at, part.Value.shape[0]));
             at += part.Value.shape[0];
+        }
+    }
+
+    // A tensor that modules share stands in the file once a module.
+    private void CheckCopies(List<(string Key, NamedParameter First)> copies)
+    {
+        using var scope = TorchSharp.torch.NewDisposeScope();
+        using var off = TorchSharp.torch.no_grad();
+        foreach ((string key, NamedParameter first) in copies)
+        {
+            TorchSharp.torch.Tensor value = AdapterTensors.Read(_file, key);
+            if (!value.shape.AsSpan().SequenceEqual(first.Value.shape) || !value.eq(first.Value.cpu()).all().item<bool>())
+                throw new CheckpointFormatException(
+                    $"{Description}/{WeightsFile}: {NearNames.Quote(key)} differs from {NearNames.Quote(first.Name)}, but the modules share one tensor; the file is damaged or was made with other options.");
         }
     }
 

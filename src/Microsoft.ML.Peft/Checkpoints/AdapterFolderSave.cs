@@ -74,6 +74,9 @@ public sealed partial class AdapterFolder
             using var scope = TorchSharp.torch.NewDisposeScope();
             foreach (IGrouping<string, NamedParameter> tensor in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved).GroupBy(KeyOf))
                 AdapterTensors.Add(writer, tensor.Key, tensor.Count() == 1 ? tensor.First().Value : TorchSharp.torch.cat([.. tensor.Select(p => p.Value.detach())]));
+            foreach (NamedParameter shared in exchanged.Parameters.Where(p => p.Exchanged && p.Saved))
+                foreach (string copy in shared.Copies)
+                    AdapterTensors.Add(writer, AdapterKeys.KeyOf(copy, adaptation.Backbone, bare, exchanged.Method.FilePrefix), shared.Value);
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);
         }
         finally
@@ -84,7 +87,7 @@ public sealed partial class AdapterFolder
 
     private static JsonObject MakeConfig(PeftAdaptation adaptation, Head? head, AdapterSaveOptions options)
     {
-        if (options.LoadedFrom is { } loaded && StillHolds(loaded, adaptation.Method)) return loaded.DeepClone().AsObject();
+        if (options.LoadedFrom is { } loaded && StillHolds(loaded, adaptation)) return loaded.DeepClone().AsObject();
         var config = _common.DeepClone().AsObject();
         foreach (string field in (string[])["auto_mapping", "base_model_name_or_path", "revision", "task_type"])
             if (options.LoadedFrom?[field] is { } kept) config[field] = kept.DeepClone();
@@ -106,13 +109,17 @@ public sealed partial class AdapterFolder
     }
 
     // Byte for byte what was loaded, as long as it says the same as the method now does.
-    private static bool StillHolds(JsonObject loaded, PeftMethod method)
+    private static bool StillHolds(JsonObject loaded, PeftAdaptation adaptation)
     {
         try
         {
-            return PeftMethods.ToJson(ReadMethod("", loaded)) == PeftMethods.ToJson(method);
+            PeftMethod read = ReadMethod("", loaded);
+            read.ReadTensors(adaptation.Parameters.Where(p => p.Exchanged && p.Saved)
+                .SelectMany(p => p.Copies.Prepend(p.Name).Select(name => (Key: p.FileKey ?? KeyPrefix + name, p.Value.shape)))
+                .ToDictionary(t => t.Key, t => t.shape));
+            return PeftMethods.ToJson(read) == PeftMethods.ToJson(adaptation.Method);
         }
-        catch (CheckpointFormatException)
+        catch (Exception e) when (e is CheckpointFormatException or ArgumentException)
         {
             return false;
         }

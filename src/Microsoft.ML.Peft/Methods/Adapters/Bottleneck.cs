@@ -94,6 +94,11 @@ public class BottleneckOptions : PeftMethod
     public sealed override bool Mergeable => false;
 
     /// <inheritdoc/>
+    /// <remarks>The gate's mean counts padding, as AdapterHub's does, and a row's padding depends on its batch.</remarks>
+    [JsonIgnore]
+    public sealed override bool RowsAreIndependent => !Gate;
+
+    /// <inheritdoc/>
     [JsonIgnore]
     public sealed override bool ExactAtStart => Init == "mam_adapter" && !OwnNormAfter && Residual == BottleneckResidual.BeforeNorm && OriginalNormAfter;
 
