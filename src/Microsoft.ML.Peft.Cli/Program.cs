@@ -11,6 +11,8 @@ var root = new RootCommand("Parameter-efficient fine-tuning of Hugging Face back
     EvaluateCommand.Make(),
     PredictCommand.Make(),
     InspectCommand.Make(),
+    MethodsCommand.Make(),
+    CompareCommand.Make(),
 };
 ParseResult parsed = root.Parse(args);
 if (parsed.Errors.Count > 0)

@@ -21,7 +21,7 @@ internal static class TrainCommand
     private static readonly Option<string?> _eval = new("--eval") { Description = "Table to evaluate on at the end." };
     private static readonly Option<string?> _validation = new("--validation") { Description = "Table to evaluate on while training; the best epoch is kept." };
     private static readonly Option<string?> _backbone = new("--backbone") { Description = "Hugging Face folder; the embedded all-MiniLM-L6-v2 where none is named." };
-    private static readonly Option<string> _method = new("--method") { Description = "Method: see 'peft inspect --methods'.", DefaultValueFactory = _ => "lora" };
+    private static readonly Option<string> _method = new("--method") { Description = "Method: see 'peft methods'.", DefaultValueFactory = _ => "lora" };
     private static readonly Option<string[]> _set = new("--set") { Description = "Option of the method, NAME=VALUE; may be given again.", AllowMultipleArgumentsPerToken = true };
     private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 3 };
     private static readonly Option<double?> _rate = new("--learning-rate") { Description = "Highest learning rate; the method's own where none is given." };

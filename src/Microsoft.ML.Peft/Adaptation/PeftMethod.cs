@@ -17,7 +17,7 @@ public abstract class PeftMethod
     /// <summary>The family that the method belongs to, e.g. <c>low rank</c>.</summary>
     public abstract string Family { get; }
 
-    /// <summary>True where <see cref="Merging.Merge"/> can fold it into the weights.</summary>
+    /// <summary>True where <see cref="Merging"/> can fold it into the weights.</summary>
     public abstract bool Mergeable { get; }
 
     /// <summary>True where a fresh adaptation leaves the output as it was.</summary>
@@ -40,6 +40,10 @@ public abstract class PeftMethod
     /// <param name="seed">Seed of the initial values.</param>
     /// <exception cref="ArgumentException">The options do not fit the backbone; the message lists what would.</exception>
     public abstract PeftAdaptation Attach(Backbone backbone, long seed);
+
+    /// <summary>The count of trained numbers in the paper's letters, e.g. <c>r (in + out) a site</c>: for tables.</summary>
+    [System.Text.Json.Serialization.JsonIgnore]
+    public virtual string Formula => "";
 
     /// <summary>Number of trainable numbers by the formula of the paper, without building anything.</summary>
     /// <param name="backbone">The frozen network.</param>

@@ -121,7 +121,7 @@ public static class PeftMethods
         var types = new ConcurrentDictionary<string, Type>(StringComparer.Ordinal);
         foreach (Type type in typeof(PeftMethods).Assembly.GetTypes())
         {
-            if (type.IsAbstract || !type.IsSubclassOf(typeof(PeftMethod)) || type.GetConstructor(Type.EmptyTypes) is null) continue;
+            if (!type.IsPublic || type.IsAbstract || !type.IsSubclassOf(typeof(PeftMethod)) || type.GetConstructor(Type.EmptyTypes) is null) continue;
             types[((PeftMethod)Activator.CreateInstance(type)!).Id] = type;
         }
         return types;

@@ -166,6 +166,9 @@ public class MethodMatrixTests
         }
         List<byte[]> before = model.FrozenBytes();
         float[] worn = model.Score();
+        using var scope = NewDisposeScope();
+        using (MergeReport report = Merging.Merge(model.Adaptation, MethodProbe.AnyTokens(model.Backbone)))
+            Assert.IsTrue(report.MaxDifference < 1e-5 && report.MeanDifference <= report.MaxDifference && report.MaxValue > 0.1 && report.Bytes >= 0, report.ToString());
         using (Backbone merged = Merging.Merge(model.Adaptation)) Assert.IsLessThanOrEqualTo(1e-5f, Distance(worn, model.Score(bare: true, merged)));
         Assert.IsTrue(before.Zip(model.FrozenBytes()).All(p => p.First.AsSpan().SequenceEqual(p.Second)), "merging changed the base");
         CollectionAssert.AreEqual(worn, model.Score());

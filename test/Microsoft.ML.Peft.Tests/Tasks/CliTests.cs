@@ -5,6 +5,7 @@ using System.IO.Compression;
 using System.Text;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Methods;
 using Microsoft.ML.Peft.Tasks;
 
@@ -209,6 +210,35 @@ public sealed class CliTests
         Fails(1, ["predict", At("broken.zip"), "--data", data], "peft: ");
         Assert.IsFalse(File.Exists(model));
         Assert.IsEmpty(Directory.GetFiles(_folder, "*.tmp"));
+    }
+
+    [TestMethod]
+    public void MethodsAreProbedOnABackbone()
+    {
+        Succeeds(["methods", "--backbone", TinyBert.Folder, "--out", At("methods.md")]);
+        string[] lines = File.ReadAllLines(At("methods.md"));
+        foreach (string id in PeftMethods.Ids.Where(id => PeftMethods.TypeOf(id).Assembly == typeof(PeftMethods).Assembly))
+            Assert.IsTrue(lines.Any(l => l.StartsWith($"| {id} ", StringComparison.Ordinal)), id);
+        string lora = lines.Single(l => l.StartsWith("| lora ", StringComparison.Ordinal));
+        foreach (string part in (string[])["2 Query, 2 Value", "| yes ", "LORA"]) StringAssert.Contains(lora, part);
+    }
+
+    [TestMethod]
+    public void MethodsAreComparedOnTheSameData()
+    {
+        string train = Tsv("train.tsv", TinyTexts.Rows(60)), test = Tsv("test.tsv", TinyTexts.Rows(30, seed: 2));
+        string[] common = ["--data", train, "--eval", test, "--text", "Text", "--label", "Label", "--backbone", TinyBert.Folder];
+        (int code, string output, string error) = Peft(["compare", "--methods", "lora:rank=4:targets=query,bitfit", .. common, "--rows", "40", "--out", At("table.md"), "--chart", At("chart.svg")]);
+        Assert.AreEqual(0, code, output + error);
+        Assert.AreEqual(File.ReadAllText(At("table.md")), output);
+        string[] names = [.. output.Split('\n').Skip(2).Where(l => l.Length > 0).Select(l => l.Split('|')[1].Trim())];
+        CollectionAssert.AreEquivalent(new[] { "head-only", "lora:rank=4:targets=query", "bitfit" }, names);
+        var chart = System.Xml.Linq.XDocument.Parse(File.ReadAllText(At("chart.svg")));
+        Assert.AreEqual(3, chart.Descendants().Count(e => e.Name.LocalName == "circle"));
+        Fails(2, ["compare", "--methods", "lorra", .. common], "unknown method 'lorra'", "lora");
+        (code, output, _) = Peft(["compare", "--methods", "lora:rank=0", .. common]);
+        Assert.AreEqual(0, code, "the frozen head is there still");
+        StringAssert.Contains(output, "Rank is 0");
     }
 
     [TestMethod]

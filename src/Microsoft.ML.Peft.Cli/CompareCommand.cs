@@ -1,0 +1,139 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.CommandLine;
+using System.Diagnostics;
+using System.Globalization;
+using System.Text;
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Checkpoints;
+
+namespace Microsoft.ML.Peft.Cli;
+
+/// <summary><c>peft compare</c>: the same data, one training a method, each in a process of its own, so that memory and failures are its own.</summary>
+internal static class CompareCommand
+{
+    private const string Frozen = "head-only";
+
+    private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between, or 'all'. Options of a method after it: lora:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
+    private static readonly Option<string> _data = new("--data") { Description = "Training table.", Required = true };
+    private static readonly Option<string> _eval = new("--eval") { Description = "Table to evaluate on.", Required = true };
+    private static readonly Option<string> _text = new("--text") { Description = "Column with the text.", Required = true };
+    private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text of a pair." };
+    private static readonly Option<string> _label = new("--label") { Description = "Column with the label.", Required = true };
+    private static readonly Option<string?> _backbone = new("--backbone") { Description = "Hugging Face folder; the embedded all-MiniLM-L6-v2 where none is named." };
+    private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 1 };
+    private static readonly Option<int> _rows = new("--rows") { Description = "Training rows, the first of the table; 0 for all." };
+    private static readonly Option<double?> _rate = new("--learning-rate") { Description = "Learning rate of all methods; each one's own where none is given." };
+    private static readonly Option<int> _batch = new("--batch") { Description = "Rows in a batch.", DefaultValueFactory = _ => 16 };
+    private static readonly Option<int> _maxTokens = new("--max-tokens") { Description = "Longest text in tokens.", DefaultValueFactory = _ => 128 };
+    private static readonly Option<int> _seed = new("--seed") { Description = "Seed of all random numbers.", DefaultValueFactory = _ => 1 };
+    private static readonly Option<string?> _out = new("--out") { Description = "Markdown file to write." };
+    private static readonly Option<string?> _chart = new("--chart") { Description = "SVG file to write: accuracy against trained share." };
+
+    public static System.CommandLine.Command Make()
+    {
+        var command = new System.CommandLine.Command("compare", "Train several methods on the same data and compare them.")
+        {
+            _methods, _data, _eval, _text, _text2, _label, _backbone, _epochs, _rows, _rate, _batch, _maxTokens, _seed, _out, _chart,
+        };
+        command.SetAction(Run);
+        return command;
+    }
+
+    /// <summary>One trained method, or why it was not.</summary>
+    internal sealed record Entry(string Name, double Accuracy, double MacroF1, double Share, double Seconds, double PeakMiB, long Bytes, string? Failure);
+
+    private static int Run(ParseResult call)
+    {
+        string[] names = call.GetValue(_methods) is "all" or null ? [.. PeftMethods.Ids] : call.GetValue(_methods)!.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries);
+        if (names.Length == 0) throw new UsageException("--methods names no method.");
+        foreach (string name in names)
+            if (!PeftMethods.Ids.Contains(name.Split(':')[0])) throw new UsageException($"--methods: unknown method '{name.Split(':')[0]}'.{NearNames.Hint(name.Split(':')[0], PeftMethods.Ids)} Known: {string.Join(", ", PeftMethods.Ids)}.");
+        if (!names.Contains(Frozen)) names = [Frozen, .. names];
+        string folder = Directory.CreateTempSubdirectory("peft-compare-").FullName;
+        try
+        {
+            string data = FirstRows(call.GetValue(_data)!, call.GetValue(_rows), folder);
+            var entries = new List<Entry>();
+            foreach (string name in names)
+            {
+                entries.Add(Train(call, name, data, folder));
+                Console.Error.WriteLine(Progress(entries[^1]));
+            }
+            Write(call, entries);
+            return entries.Any(e => e.Failure is null) ? 0 : 1;
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    private static string Progress(Entry entry) => entry.Failure is { } failure ? $"{entry.Name}: {failure}"
+        : FormattableString.Invariant($"{entry.Name}: accuracy {entry.Accuracy:0.000}, {entry.Share:0.000 %} trained, {entry.Seconds:0.0} s, {entry.PeakMiB:0} MiB");
+
+    private static string FirstRows(string path, int rows, string folder)
+    {
+        if (rows <= 0) return path;
+        using TableFile table = TableFile.Open(path);
+        string cut = Path.Combine(folder, table.Separator == ',' ? "train.csv" : "train.tsv");
+        // A quoted field may hold line ends, so a table with quotes is not cut by lines.
+        if (table.Separator == ',') throw new UsageException("--rows cuts tab-separated tables only; give a shorter CSV, or leave --rows out.");
+        File.WriteAllLines(cut, File.ReadLines(table.Path).Take(rows + 1));
+        return cut;
+    }
+
+    private static Entry Train(ParseResult call, string name, string data, string folder)
+    {
+        string[] parts = name.Split(':');
+        string report = Path.Combine(folder, "report.json"), model = Path.Combine(folder, "model.zip");
+        File.Delete(report);
+        List<string> words =
+        [
+            "train", "text-classification", "--data", data, "--eval", call.GetValue(_eval)!, "--text", call.GetValue(_text)!, "--label", call.GetValue(_label)!,
+            "--method", parts[0], "--epochs", $"{call.GetValue(_epochs)}", "--batch", $"{call.GetValue(_batch)}", "--max-tokens", $"{call.GetValue(_maxTokens)}",
+            "--seed", $"{call.GetValue(_seed)}", "--out", model, "--report", report,
+        ];
+        if (call.GetValue(_text2) is { } second) words.AddRange(["--text2", second]);
+        if (call.GetValue(_backbone) is { } backbone) words.AddRange(["--backbone", backbone]);
+        if (call.GetValue(_rate) is { } rate) words.AddRange(["--learning-rate", rate.ToString(CultureInfo.InvariantCulture)]);
+        foreach (string setting in parts.Skip(1)) words.AddRange(["--set", setting]);
+        (int code, string error) = Start(words);
+        if (code != 0 || !File.Exists(report)) return new Entry(name, 0, 0, 0, 0, 0, 0, error.Length == 0 ? $"ended with code {code}" : error);
+        JsonObject figures = JsonNode.Parse(File.ReadAllText(report))!.AsObject();
+        return new Entry(name, (double)figures["metrics"]!["accuracy"]!, (double)figures["metrics"]!["macroF1"]!,
+            (double)figures["trainableParameters"]! / (double)figures["totalParameters"]!, (double)figures["trainSeconds"]!,
+            (double)figures["peakMemoryMb"]!, (long)figures["modelBytes"]!, null);
+    }
+
+    private static (int Code, string Error) Start(List<string> words)
+    {
+        // The tool is a library run by dotnet, or a program of its own.
+        string host = Environment.ProcessPath!;
+        if (Path.GetFileNameWithoutExtension(host) == "dotnet") words.Insert(0, typeof(CompareCommand).Assembly.Location);
+        var start = new ProcessStartInfo(host, words) { RedirectStandardError = true, RedirectStandardOutput = true };
+        using Process process = Process.Start(start)!;
+        Task<string> output = process.StandardOutput.ReadToEndAsync();
+        string error = process.StandardError.ReadToEnd();
+        process.WaitForExit();
+        _ = output.Result;
+        string last = error.Split('\n', StringSplitOptions.RemoveEmptyEntries).LastOrDefault() ?? "";
+        return (process.ExitCode, last.StartsWith("peft: ", StringComparison.Ordinal) ? last["peft: ".Length..] : last);
+    }
+
+    private static void Write(ParseResult call, List<Entry> entries)
+    {
+        Entry? frozen = entries.FirstOrDefault(e => e.Name == Frozen && e.Failure is null), lora = entries.FirstOrDefault(e => e.Name == "lora" && e.Failure is null);
+        static string Number(double value, string form) => value.ToString(form, CultureInfo.InvariantCulture);
+        string table = MarkdownTable.Make(
+            ["method", "accuracy", "macro F1", "over frozen head", "trained", "seconds", lora is null ? "-" : "time over LoRA", "peak MiB", "file MiB"],
+            entries.OrderByDescending(e => e.Accuracy).Select(e => e.Failure is { } failure
+                ? [e.Name, failure, "-", "-", "-", "-", "-", "-", "-"]
+                : (string[])[e.Name, Number(e.Accuracy, "0.000"), Number(e.MacroF1, "0.000"), frozen is null ? "-" : Number(100 * (e.Accuracy - frozen.Accuracy), "+0.0;-0.0;0.0"),
+                    Number(e.Share, "0.000 %"), Number(e.Seconds, "0.0"), lora is null ? "-" : Number(e.Seconds / lora.Seconds, "0.00"), Number(e.PeakMiB, "0"), Number(e.Bytes / 1048576.0, "0.0")]));
+        Console.Write(table);
+        if (call.GetValue(_out) is { } path) AtomicFile.Write(path, stream => stream.Write(Encoding.UTF8.GetBytes(table)));
+        if (call.GetValue(_chart) is { } chart) AtomicFile.Write(chart, stream => stream.Write(Encoding.UTF8.GetBytes(ScatterChart.Make(entries))));
+    }
+}
