@@ -184,17 +184,40 @@ public abstract class TargetedMethod : PeftMethod
             ? [.. few.Order(StringComparer.Ordinal)]
             : [.. all.OfType<Projection>().Select(site => site.Name)];
 
+    /// <summary>
+    /// Which of the fields <c>exclude_modules</c> and <c>layers_to_transform</c> (with <c>layers_pattern</c>) the type's
+    /// configuration has beside <c>target_modules</c>; what the missing ones would say is written as names of modules.
+    /// </summary>
+    [JsonIgnore]
+    protected virtual (bool Exclude, bool Layers) TargetFields => (true, true);
+
     /// <summary>Reads the fields that say which modules.</summary>
     /// <param name="config">The whole adapter_config.json.</param>
     protected void ReadTargets(JsonObject config)
     {
         FromFile = true;
         (Targets, TargetPattern) = NamesOrPattern(config, "target_modules");
-        (ExcludeTargets, ExcludePattern) = NamesOrPattern(config, "exclude_modules");
         if (TargetPattern == AllLinear) (Targets, TargetPattern) = ([AllLinear], null);
-        Layers = [.. AdapterConfig.List<int>(config, "layers_to_transform")];
-        LayersPattern = [.. AdapterConfig.List<string>(config, "layers_pattern")];
+        if (TargetFields.Exclude) (ExcludeTargets, ExcludePattern) = NamesOrPattern(config, "exclude_modules");
+        if (TargetFields.Layers)
+        {
+            Layers = [.. AdapterConfig.List<int>(config, "layers_to_transform")];
+            LayersPattern = [.. AdapterConfig.List<string>(config, "layers_pattern")];
+        }
         ModulesToSave = [.. AdapterConfig.List<string>(config, "modules_to_save")];
+    }
+
+    /// <summary>Refuses a field whose other values change what is computed and are not supported.</summary>
+    /// <typeparam name="T">A string, number or bool.</typeparam>
+    /// <param name="config">The whole adapter_config.json.</param>
+    /// <param name="field">Name of the field.</param>
+    /// <param name="supported">The one value that is supported, null and a missing field aside.</param>
+    /// <exception cref="ArgumentException">The field has another value.</exception>
+    protected static void Only<T>(JsonObject config, string field, T supported)
+    {
+        if (!EqualityComparer<T>.Default.Equals(AdapterConfig.Get(config, field, supported), supported))
+            throw new ArgumentException(
+                $"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it changes what is computed and is not supported. Supported is {JsonValue.Create(supported)!.ToJsonString()}.", field);
     }
 
     /// <summary>Writes the fields that say which modules; roles become names.</summary>
@@ -202,12 +225,19 @@ public abstract class TargetedMethod : PeftMethod
     /// <param name="backbone">The frozen network.</param>
     protected void WriteTargets(JsonObject config, Backbone backbone)
     {
-        config["target_modules"] = TargetPattern is not null ? TargetPattern : AdapterConfig.Array(Exported(Targets, backbone, selected: true));
-        config["exclude_modules"] = ExcludePattern is not null ? ExcludePattern
-            : ExcludeTargets.Length == 0 ? null : AdapterConfig.Array(Exported(ExcludeTargets, backbone, selected: false));
-        config["layers_to_transform"] = Layers.Length == 0 ? null : AdapterConfig.Array(Layers);
-        config["layers_pattern"] = LayersPattern.Length == 0 ? null
-            : LayersPattern.Length == 1 ? LayersPattern[0] : AdapterConfig.Array(LayersPattern);
+        bool excludes = ExcludePattern is not null || ExcludeTargets.Length > 0;
+        bool byName = (excludes && !TargetFields.Exclude) || (Layers.Length > 0 && !TargetFields.Layers);
+        config["target_modules"] = byName ? AdapterConfig.Array(Chosen(backbone))
+            : TargetPattern is not null ? TargetPattern : AdapterConfig.Array(Exported(Targets, backbone, selected: true));
+        if (TargetFields.Exclude)
+            config["exclude_modules"] = ExcludePattern is not null ? ExcludePattern
+                : !excludes ? null : AdapterConfig.Array(Exported(ExcludeTargets, backbone, selected: false));
+        if (TargetFields.Layers)
+        {
+            config["layers_to_transform"] = Layers.Length == 0 ? null : AdapterConfig.Array(Layers);
+            config["layers_pattern"] = LayersPattern.Length == 0 ? null
+                : LayersPattern.Length == 1 ? LayersPattern[0] : AdapterConfig.Array(LayersPattern);
+        }
         config["modules_to_save"] = ModulesToSave.Length == 0 ? null : AdapterConfig.Array(ModulesToSave);
     }
 
@@ -222,9 +252,17 @@ public abstract class TargetedMethod : PeftMethod
         HashSet<WeightSite> chosen = Layers.Length == 0 ? [.. SelectSites(backbone)]
             : [.. all.Where(s => named.Any(name => TargetMatcher.Names(name, backbone.PathOf(s))))];
         if (Layers.Length == 0 && names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(backbone.PathOf)];
+        return Shortened(backbone, chosen);
+    }
+
+    // Names of the adapted modules and of no others, whatever the other options say.
+    private IReadOnlyList<string> Chosen(Backbone backbone) => Shortened(backbone, [.. SelectSites(backbone)]);
+
+    private static IReadOnlyList<string> Shortened(Backbone backbone, HashSet<WeightSite> chosen)
+    {
         // Names of the whole model's other linear maps, so that a shortened list names nothing there by accident.
         string[] elsewhere = ["classifier.dense", "classifier.out_proj", "lm_head.dense", "cls.predictions.transform.dense"];
-        return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), all.Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
+        return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), backbone.Sites.OfType<WeightSite>().Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
     }
 
     private static (string[] Names, string? Pattern) NamesOrPattern(JsonObject config, string field) => config[field] switch

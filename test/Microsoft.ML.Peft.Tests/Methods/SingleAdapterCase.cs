@@ -99,7 +99,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         // Values that are computed from the base are the same up to signs; the spread of n random ones is known to about 1/√(2n).
         if (file.Config["init_lora_weights"] is JsonValue init && init.TryGetValue(out string? data) && data == "eva") return;   // made of data
         bool random = key.Contains("lora_A", StringComparison.Ordinal) || key.Contains("embedding", StringComparison.Ordinal) || file.Method is not LoraOptions { Init: "pissa" or "olora" };
-        deviations.Add("spread of the start", $"{fixture.Name} {key}", Math.Abs(spread / expected - 1), random ? 4 / Math.Sqrt(value.numel()) : 0.05);
+        deviations.Add("spread of the start", $"{fixture.Name} {key}", Math.Abs(Math.Log(spread / expected)), random ? 4 / Math.Sqrt(value.numel()) : 0.05);
     }
 
     // A start by random numbers cannot be repeated: its factors are taken from the case.
