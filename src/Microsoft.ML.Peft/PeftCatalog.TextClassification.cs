@@ -89,6 +89,16 @@ public sealed partial class PeftCatalog
         return TextClassification(options);
     }
 
+    /// <summary>
+    /// Joins trained text classifiers of one backbone into a transformer in which a text column names each row's adapter.
+    /// </summary>
+    /// <param name="models">Trained models by the names that the column will hold; they share backbone, text columns and labels. They are copied.</param>
+    /// <param name="adapterColumnName">Text column with the adapter's name; a name that is not known is an error that lists the known ones.</param>
+    /// <exception cref="ArgumentException">No models, or models that do not fit together; the message says in what.</exception>
+    public TextAdapterTransformer TextClassificationByAdapter(
+        IReadOnlyDictionary<string, TextClassificationTransformer> models, string adapterColumnName = "Adapter") =>
+        TextAdapterTransformer.Join(Environment, models, adapterColumnName);
+
     /// <summary>Fine-tunes a text classifier with all options.</summary>
     /// <param name="options">All options.</param>
     /// <exception cref="ArgumentException">An option is out of range.</exception>

@@ -61,6 +61,11 @@ public sealed class AdapterSet : IDisposable
     /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
     public PeftAdaptation this[string name] => Find(name).Adaptation;
 
+    /// <summary>Parameters of an adapter and its head.</summary>
+    /// <param name="name">Its name.</param>
+    /// <exception cref="ArgumentException">No such adapter.</exception>
+    public IReadOnlyList<NamedParameter> ParametersOf(string name) => [.. Find(name).Adaptation.Parameters, .. Find(name).Head?.Parameters ?? []];
+
     /// <summary>What a pass wears to run with some adapters at once: updates of weights add up, functions nest, the later around the earlier.</summary>
     /// <param name="names">Names, the innermost first; none for the bare backbone.</param>
     /// <exception cref="ArgumentException">No such adapter.</exception>
@@ -97,11 +102,11 @@ public sealed class AdapterSet : IDisposable
     {
         long count = batch.Ids.shape[0];
         if (rows.Count != count) throw new ArgumentException($"There are {rows.Count} adapter names for {count} rows; expected is one a row.", nameof(rows));
-        RowGroup[] groups = [.. rows.Select((name, row) => (name, row)).GroupBy(p => p.name, p => (long)p.row)
-            .Select(g => new RowGroup(g.Key, [.. g]))];
-        Member[] members = [.. groups.Select(g => g.Name == Bare ? new Member(new PeftAdaptation(BareMethod.Instance, Backbone), null) : Find(g.Name))];
         using var off = no_grad();
         using var scope = NewDisposeScope();
+        RowGroup[] groups = [.. rows.Select((name, row) => (name, row)).GroupBy(p => p.name, p => (long)p.row)
+            .Select(g => new RowGroup(g.Key, [.. g], Backbone.Device))];
+        Member[] members = [.. groups.Select(g => g.Name == Bare ? new Member(new PeftAdaptation(BareMethod.Instance, Backbone), null) : Find(g.Name))];
         bool shared = groups.Length > 1 && members.All(m => RowPatches.CanShare(m.Adaptation));
         Tensor[] parts = shared ? Shared(batch, groups, members) : [.. groups.Select((g, i) => Alone(batch, g, members[i]))];
         if (parts.Any(p => !p.shape.AsSpan()[1..].SequenceEqual(parts[0].shape.AsSpan()[1..])))
@@ -116,8 +121,8 @@ public sealed class AdapterSet : IDisposable
         BackboneOutput output = Backbone.Forward(batch, pass);
         return [.. groups.Select((group, i) =>
         {
-            using Pass.GroupScope _ = pass.Narrow(i, group.On(Backbone.Device));
-            var own = new BackboneOutput(output.Last.index_select(0, group.On(Backbone.Device)), pass.Layout, null);
+            using Pass.GroupScope _ = pass.Narrow(i, group.Index);
+            var own = new BackboneOutput(output.Last.index_select(0, group.Index), pass.Layout, null);
             // A pooler that the adapter trains is worn by its rows alone.
             return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout });
         })];
@@ -125,7 +130,7 @@ public sealed class AdapterSet : IDisposable
 
     private Tensor Alone(TokenBatch batch, RowGroup group, Member member)
     {
-        TokenBatch own = batch.Rows(group.On(Backbone.Device));
+        TokenBatch own = batch.Rows(group.Index);
         var pass = new Pass(member.Adaptation.Table());
         member.Adaptation.BeforePass(pass, own);
         return Scores(member, Backbone.Forward(own, pass), pass);

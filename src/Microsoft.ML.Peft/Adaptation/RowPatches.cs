@@ -7,16 +7,14 @@ using static TorchSharp.torch;
 namespace Microsoft.ML.Peft.Adaptation;
 
 /// <summary>The rows of a batch that wear the same adapter.</summary>
-internal sealed class RowGroup(string name, long[] rows)
+internal sealed class RowGroup(string name, long[] rows, Device device)
 {
-    private Tensor? _on;
-
     public string Name { get; } = name;
 
     public long[] Rows { get; } = rows;
 
-    /// <summary>Row numbers as a tensor <c>[rows]</c>; it lives in the scope of the first call.</summary>
-    public Tensor On(Device device) => _on ??= tensor(Rows, device: device);
+    /// <summary>Row numbers <c>[rows]</c>; the tensor lives in the scope in which the group is made.</summary>
+    public Tensor Index { get; } = tensor(rows, device: device);
 
     /// <summary>Where each row of the batch stands once the groups are laid end to end.</summary>
     public static long[] Inverse(IReadOnlyList<RowGroup> groups)
@@ -63,7 +61,7 @@ internal static class RowPatches
         var parts = new Tensor[groups.Length];
         for (int i = 0; i < groups.Length; i++)
         {
-            Tensor rows = groups[i].On(inverse.device);
+            Tensor rows = groups[i].Index;
             using Pass.GroupScope _ = pass.Narrow(i, rows);
             parts[i] = run(i, [.. inputs.Select(x => x.index_select(0, rows))]);
         }
@@ -89,7 +87,7 @@ internal static class RowPatches
             for (int i = 0; i < groups.Length; i++)
             {
                 if (each[i] is not WeightPatch patch) continue;
-                Tensor rows = groups[i].On(x.device);
+                Tensor rows = groups[i].Index;
                 using Pass.GroupScope _ = pass.Narrow(i, rows);
                 Tensor own = x.index_select(0, rows);
                 foreach (LowRankTerm term in patch.Terms(pass)) y = y.index_add(0, rows, term.Apply(own, pass), 1);

@@ -43,4 +43,24 @@ internal sealed record ClassifierColumns(string Score, string PredictedLabel, st
                 })),
         ];
     }
+
+    /// <summary>A getter of an output column over the current row's scores.</summary>
+    public Delegate Getter(LabelSet labels, int column, Func<ClassScores> current) => labels.IsBinary
+        ? column switch
+        {
+            PredictedLabelAt => (ValueGetter<bool>)((ref bool value) => value = current().Best == 1),
+            ScoreAt => (ValueGetter<float>)((ref float value) => value = current().Logits[1] - current().Logits[0]),
+            _ => (ValueGetter<float>)((ref float value) => value = current().Probabilities[1]),
+        }
+        : column switch
+        {
+            PredictedLabelAt => (ValueGetter<uint>)((ref uint value) => value = (uint)current().Best + 1),
+            _ => (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) =>
+            {
+                float[] shares = current().Probabilities;
+                VBufferEditor<float> editor = VBufferEditor.Create(ref value, shares.Length);
+                shares.CopyTo(editor.Values);
+                value = editor.Commit();
+            }),
+        };
 }

@@ -49,14 +49,21 @@ internal sealed class TextClassificationModel : IDisposable
 
     public ClassifierColumns Columns { get; }
 
+    public BackboneSource Source => _source;
+
+    public bool ByReference => _byReference;
+
+    public string SourceSha256 => _source.Sha256.Value;
+
+    /// <summary>Opens the backbone's files again; the caller disposes the folder.</summary>
+    public CheckpointFolder OpenSource() => CheckpointFolder.Open(_source.Files);
+
     /// <summary>Opens a backbone's files: a folder, or the embedded default.</summary>
     public static CheckpointFolder OpenBackbone(string? folder) => folder is null ? DefaultBackbone.Open() : CheckpointFolder.Open(folder);
 
     public void Save(ModelSaveContext context)
     {
         ModelEntry.WriteHeader(context, Signature, LoaderSignature, Version, OldestReadable);
-        if (_byReference && _source.Folder is null)
-            throw new InvalidOperationException("The embedded backbone cannot be saved by reference; name a backbone folder, or save the model self-contained.");
         var description = new JsonObject
         {
             ["task"] = "text-classification",
@@ -72,32 +79,12 @@ internal sealed class TextClassificationModel : IDisposable
                 ["probability"] = Columns.Probability,
             },
             ["labels"] = Classifier.Labels.ToJson(),
-            ["backbone"] = _source.ToJson(_byReference),
         };
         var hashes = new SortedDictionary<string, string>(StringComparer.Ordinal);
-        ModelEntry.Write(context, Parameters, hashes, WriteParameters);
-        if (_byReference) HashSmallFiles(_source.Files, hashes);
-        else ModelEntry.WriteFiles(context, _source.Files, _source.Needed, hashes);
+        ModelEntry.Write(context, Parameters, hashes, stream => ParameterFile.Write(stream, Classifier.Model.Parameters));
+        description["backbone"] = BackboneEntry.Save(context, _source, _byReference, hashes);
         description["sha256"] = JsonSerializer.SerializeToNode(hashes);
         ModelEntry.WriteSealed(context, "model.json", Encoding.UTF8.GetBytes(description.ToJsonString()));
-    }
-
-    // Beside the weights, these decide what the network computes of a text.
-    private static void HashSmallFiles(IFileSet files, SortedDictionary<string, string> hashes)
-    {
-        foreach (string name in TextTokenizer.FileNames(files).Prepend("config.json"))
-        {
-            using Stream stream = files.Open(name);
-            hashes[name] = Convert.ToHexStringLower(SHA256.HashData(stream));
-        }
-    }
-
-    private void WriteParameters(Stream stream)
-    {
-        var writer = new SafetensorsWriter();
-        foreach (NamedParameter parameter in Classifier.Model.Parameters)
-            if (parameter.Saved) writer.Add(parameter.Name, parameter.Value);
-        writer.Save(stream);
     }
 
     public static TextClassificationModel Load(IHostEnvironment environment, ModelLoadContext context)
@@ -105,15 +92,7 @@ internal sealed class TextClassificationModel : IDisposable
         ModelEntry.CheckHeader(context, Signature, LoaderSignature, Version, OldestReadable);
         byte[] json = ModelEntry.ReadSealed(context, "model.json");
         Device device = Devices.Choose(environment);
-        try
-        {
-            return Load(device, context, JsonNode.Parse(json)!.AsObject());
-        }
-        catch (Exception e) when (e is JsonException or NullReferenceException or InvalidOperationException or ArgumentException or FormatException
-            or KeyNotFoundException or OverflowException && e is not CheckpointFormatException)
-        {
-            throw new CheckpointFormatException($"The model zip's entry 'model.json' or one that it describes is damaged: {e.Message}", e);
-        }
+        return BackboneEntry.Guard(() => Load(device, context, JsonNode.Parse(json)!.AsObject()));
     }
 
     private static TextClassificationModel Load(Device device, ModelLoadContext context, JsonObject description)
@@ -127,8 +106,7 @@ internal sealed class TextClassificationModel : IDisposable
         var text = new TextColumns((string)columns["sentence1"]!, (string?)columns["sentence2"]);
         var outputs = new ClassifierColumns((string)columns["score"]!, (string)columns["predictedLabel"]!, (string)columns["probability"]!);
         int maxTokens = (int)description["maxTokens"]!;
-        using CheckpointFolder checkpoint = byReference ? OpenReference(backboneAt, hashes) : CheckpointFolder.Open(
-            ModelEntry.ReadFiles(context, backboneAt["files"]!.AsArray().Select(n => (string)n!), hashes));
+        using CheckpointFolder checkpoint = BackboneEntry.Open(context, backboneAt, hashes);
         using SafetensorsFile parameters = SafetensorsFile.Open(ModelEntry.Read(context, Parameters, hashes), "the model zip's " + Parameters);
 
         TextTokenizer tokenizer = TextTokenizer.Load(checkpoint.Files);
@@ -136,24 +114,6 @@ internal sealed class TextClassificationModel : IDisposable
         return new TextClassificationModel(
             new TextClassifier(model, tokenizer, labels, maxTokens), method, pooling, text, outputs,
             BackboneSource.Of(checkpoint, byReference ? (string)backboneAt["folder"]! : null), byReference);
-    }
-
-    private static CheckpointFolder OpenReference(JsonObject backbone, Dictionary<string, string> hashes)
-    {
-        string folder = (string)backbone["folder"]!, expected = (string)backbone["sha256"]!;
-        if (!Directory.Exists(folder))
-            throw new DirectoryNotFoundException(
-                $"The model refers to the backbone folder '{folder}', which does not exist here. Put the same backbone there, or save the model self-contained.");
-        CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
-        var small = new SortedDictionary<string, string>(StringComparer.Ordinal);
-        HashSmallFiles(checkpoint.Files, small);
-        string found = checkpoint.Sha256();
-        string[] others = [.. small.Keys.Union(hashes.Keys).Where(n => n != Parameters && small.GetValueOrDefault(n) != hashes.GetValueOrDefault(n))];
-        if (found == expected && others.Length == 0) return checkpoint;
-        checkpoint.Dispose();
-        throw new CheckpointFormatException(
-            $"The backbone in '{folder}' is not the one that the model was trained on: "
-            + (found == expected ? $"changed are {NearNames.List(others)}." : $"SHA-256 {found}, expected {expected}."));
     }
 
     /// <summary>Builds backbone, adaptation and head into one model, perhaps with stored parameters; takes the backbone.</summary>
@@ -166,7 +126,7 @@ internal sealed class TextClassificationModel : IDisposable
             adaptation = method.Attach(backbone, seed);
             head = new SequenceClassificationHead(backbone, classes, pooling, seed + 1);
             var model = new AdaptedModel(backbone, adaptation, head, ownsBackbone: true);
-            if (stored is not null) Fill(model, stored);
+            if (stored is not null) ParameterFile.Fill(model.Parameters, stored);
             return model;
         }
         catch
@@ -176,21 +136,6 @@ internal sealed class TextClassificationModel : IDisposable
             backbone.Dispose();
             throw;
         }
-    }
-
-    private static void Fill(AdaptedModel model, SafetensorsFile stored)
-    {
-        using var scope = NewDisposeScope();
-        HashSet<string> left = [.. stored.Names];
-        foreach (NamedParameter parameter in model.Parameters)
-        {
-            if (!parameter.Saved) continue;
-            if (!left.Remove(parameter.Name))
-                throw new CheckpointFormatException($"{stored.Description}: the parameter '{parameter.Name}' is missing.");
-            parameter.Load(stored.Load(parameter.Name));
-        }
-        if (left.Count > 0)
-            throw new CheckpointFormatException($"{stored.Description}: unknown parameters {NearNames.List(left)}.");
     }
 
     public void SaveAdapter(string folder) => AdapterFolder.Save(

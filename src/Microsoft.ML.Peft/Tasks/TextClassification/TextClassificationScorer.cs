@@ -33,22 +33,5 @@ internal sealed class TextClassificationScorer : IRowScorer<TextRow, ClassScores
         return _names.Columns(_classifier.Labels, ScoreAnnotations.NextSetId(schema));
     }
 
-    public Delegate Getter(int column, Func<ClassScores> current) => _classifier.Labels.IsBinary
-        ? column switch
-        {
-            ClassifierColumns.PredictedLabelAt => (ValueGetter<bool>)((ref bool value) => value = current().Best == 1),
-            ClassifierColumns.ScoreAt => (ValueGetter<float>)((ref float value) => value = current().Logits[1] - current().Logits[0]),
-            _ => (ValueGetter<float>)((ref float value) => value = current().Probabilities[1]),
-        }
-        : column switch
-        {
-            ClassifierColumns.PredictedLabelAt => (ValueGetter<uint>)((ref uint value) => value = (uint)current().Best + 1),
-            _ => (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) =>
-            {
-                float[] shares = current().Probabilities;
-                VBufferEditor<float> editor = VBufferEditor.Create(ref value, shares.Length);
-                shares.CopyTo(editor.Values);
-                value = editor.Commit();
-            }),
-        };
+    public Delegate Getter(int column, Func<ClassScores> current) => _names.Getter(_classifier.Labels, column, current);
 }

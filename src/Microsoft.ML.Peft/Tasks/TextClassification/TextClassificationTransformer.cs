@@ -28,6 +28,8 @@ public sealed class TextClassificationTransformer : ITransformer, IDisposable
         _scorer = new TextClassificationScorer(model.Classifier, model.Text, model.Columns);
     }
 
+    internal TextClassificationModel Inner => _model;
+
     /// <summary>The method with its options.</summary>
     public PeftMethod Method => _model.Method;
 
