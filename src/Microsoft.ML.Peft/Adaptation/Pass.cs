@@ -52,7 +52,7 @@ public sealed class Layout
             throw new NotSupportedException($"Tokens stand after {InsertedAt} own tokens already; others after {at} cannot be inserted too. Give both prompts the same order.");
         Tensor front = Mask.narrow(1, 0, at), rest = Mask.narrow(1, at, Tokens - at);
         Tensor mask = cat([front, ones([Batch, count], dtype: Mask.dtype, device: Mask.device), rest], 1);
-        return new Layout(mask, Padded, Inserted + count, at, ReadsInserted || readsInserted);
+        return new Layout(mask, Padded, Inserted + count, at, ReadsInserted || readsInserted) { Past = Past };
     }
 
     /// <summary>The row's own tokens of <c>[batch, tokens, ...]</c>: without the inserted ones.</summary>
@@ -64,6 +64,9 @@ public sealed class Layout
         return InsertedAt == 0 ? rest : cat([x.narrow(1, 0, InsertedAt), rest], 1);
     }
 
+    /// <summary>The mask of cached tokens that stand before these, <c>[batch, cached]</c>; null without.</summary>
+    public Tensor? Past { get; init; }
+
     /// <summary>Rows in the batch.</summary>
     public long Batch => Mask.shape[0];
 
@@ -72,7 +75,7 @@ public sealed class Layout
 
     /// <summary>The layout of some rows of the batch.</summary>
     /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
-    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted, InsertedAt, ReadsInserted);
+    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted, InsertedAt, ReadsInserted) { Past = Past?.index_select(0, rows) };
 
     /// <summary>Added to attention scores: 0 for real keys, the lowest number for padding, <c>[batch, 1, 1, tokens]</c>; null without padding.</summary>
     /// <param name="dtype">Type of the scores.</param>
@@ -80,14 +83,30 @@ public sealed class Layout
     {
         if (!Padded) return null;
         if (_keyBias is not null && _keyBias.dtype == dtype) return _keyBias;
-        // The lowest finite number, not -inf: a row that is all padding must not become NaN.
-        double lowest = dtype == ScalarType.Float16 ? -65504.0 : -3.3895313892515355e38;
-        return _keyBias = ((1.0 - Mask.to_type(dtype)) * lowest).unsqueeze(1).unsqueeze(1);
+        return _keyBias = ((1.0 - Mask.to_type(dtype)) * Lowest(dtype)).unsqueeze(1).unsqueeze(1);
     }
 
-    private Tensor? _keyBias;
+    /// <summary>
+    /// As <see cref="KeyBias"/>, and no token sees a later one: <c>[1 or batch, 1, tokens, cached + tokens]</c>; null where a
+    /// single token sees all.
+    /// </summary>
+    /// <param name="dtype">Type of the scores.</param>
+    public Tensor? CausalBias(ScalarType dtype)
+    {
+        if (Tokens == 1 && !Padded) return null;
+        if (_causalBias is not null && _causalBias.dtype == dtype) return _causalBias;
+        long past = Past?.shape[1] ?? 0;
+        Tensor seen = ones([Tokens, past + Tokens], dtype: dtype, device: Mask.device).tril(past).unsqueeze(0);   // [1, tokens, keys]
+        if (Padded) seen = seen * (Past is null ? Mask : cat([Past, Mask], 1)).to_type(dtype).unsqueeze(1);
+        return _causalBias = ((1.0 - seen) * Lowest(dtype)).unsqueeze(1);
+    }
 
-    internal IEnumerable<Tensor> Tensors => _keyBias is null ? [Mask] : [Mask, _keyBias];
+    private Tensor? _keyBias, _causalBias;
+
+    // The lowest finite number, not -inf: a row that is all padding must not become NaN.
+    private static double Lowest(ScalarType dtype) => dtype == ScalarType.Float16 ? -65504.0 : -3.3895313892515355e38;
+
+    internal IEnumerable<Tensor> Tensors => new[] { Mask, Past, _keyBias, _causalBias }.OfType<Tensor>();
 }
 
 /// <summary>
@@ -96,6 +115,8 @@ public sealed class Layout
 /// </summary>
 public sealed class Pass
 {
+    private static readonly object _encoded = new();
+
     private Dictionary<object, object> _shared = [];
     private ulong _segmentKey, _masks;
 
@@ -145,6 +166,17 @@ public sealed class Pass
     /// <summary>Number of the layer that runs, from 0; -1 before the first.</summary>
     public int Layer { get; private set; } = -1;
 
+    /// <summary>Keys and values of the tokens before these, to which a decoder adds those of this pass; null for none.</summary>
+    public KeyValueCache? Cache { get; init; }
+
+    /// <summary>The encoder's final states <c>[batch, tokens, hidden]</c>, which a decoder's attention reads; null before and without a decoder.</summary>
+    public Tensor? Encoded => (Tensor?)_shared.GetValueOrDefault(_encoded);
+
+    /// <summary>Which of the encoder's tokens are real; null before and without a decoder.</summary>
+    public Layout? EncodedLayout { get; private set; }
+
+    internal void Encode(Tensor states, Layout layout) => (_shared[_encoded], EncodedLayout) = (states, layout);
+
     /// <summary>The patch that is worn at a site, or null.</summary>
     /// <typeparam name="T">Kind of patch that fits the site.</typeparam>
     /// <param name="site">A site of the backbone.</param>
@@ -167,21 +199,36 @@ public sealed class Pass
     /// <summary>Narrows the pass to a group of rows, until the result is disposed.</summary>
     internal GroupScope Narrow(int group, Tensor rows)
     {
-        var scope = new GroupScope(this, Layout, TaskIds, Group);
+        var scope = new GroupScope(this, Layout, TaskIds, Encoded, EncodedLayout, Group);
         (Layout, TaskIds, Group) = (Layout.Rows(rows), TaskIds?.index_select(0, rows), group);
+        if (Encoded is { } states) Encode(states.index_select(0, rows), EncodedLayout!.Rows(rows));
         return scope;
     }
 
-    internal readonly struct GroupScope(Pass pass, Layout layout, Tensor? taskIds, int group) : IDisposable
+    internal readonly struct GroupScope(Pass pass, Layout layout, Tensor? taskIds, Tensor? encoded, Layout? encodedLayout, int group) : IDisposable
     {
-        public void Dispose() => (pass.Layout, pass.TaskIds, pass.Group) = (layout, taskIds, group);
+        public void Dispose()
+        {
+            (pass.Layout, pass.TaskIds, pass.Group) = (layout, taskIds, group);
+            if (encoded is not null) pass.Encode(encoded, encodedLayout!);
+        }
     }
 
-    /// <summary>Runs a body whose shared values are its own; it sees those that were there before.</summary>
-    internal T Isolated<T>(Func<T> body)
+    /// <summary>The shared values as they are now.</summary>
+    internal Dictionary<object, object> Shared() => new(_shared);
+
+    /// <summary>Those of shared values that have a graph: what a part of the network reads beside its input.</summary>
+    internal static Tensor[] WithGraph(Dictionary<object, object> shared) =>
+        [.. shared.Values.SelectMany(Tensors).Where(t => t.requires_grad).Distinct<Tensor>(ReferenceEqualityComparer.Instance)];
+
+    /// <summary>Runs a body whose shared values are its own.</summary>
+    /// <param name="shared">Those that it finds.</param>
+    /// <param name="instead">Tensors that it sees in the place of some of them.</param>
+    /// <param name="body">The body.</param>
+    internal T Isolated<T>(Dictionary<object, object> shared, IReadOnlyDictionary<Tensor, Tensor> instead, Func<T> body)
     {
         Dictionary<object, object> outer = _shared;
-        _shared = new Dictionary<object, object>(outer);
+        _shared = shared.ToDictionary(p => p.Key, p => Replaced(p.Value, instead));
         try
         {
             return body();
@@ -208,7 +255,7 @@ public sealed class Pass
     /// <summary>Moves what later parts of the pass read out of a scope that is about to end.</summary>
     internal void KeepShared(DisposeScope scope)
     {
-        foreach (Tensor tensor in Layout.Tensors.Concat(_shared.Values.SelectMany(Tensors)))
+        foreach (Tensor tensor in Layout.Tensors.Concat(EncodedLayout?.Tensors ?? []).Concat(_shared.Values.SelectMany(Tensors)))
             if (scope.Contains(tensor)) scope.MoveToOuter(tensor);
     }
 
@@ -218,6 +265,16 @@ public sealed class Pass
         IEnumerable<Tensor> tensors => tensors,
         System.Runtime.CompilerServices.ITuple tuple => Enumerable.Range(0, tuple.Length).SelectMany(i => tuple[i] is { } item ? Tensors(item) : []),
         _ => [],
+    };
+
+    private static object Replaced(object value, IReadOnlyDictionary<Tensor, Tensor> instead) => value switch
+    {
+        Tensor tensor => instead.GetValueOrDefault(tensor, tensor),
+        Tensor[] tensors => Array.ConvertAll(tensors, t => instead.GetValueOrDefault(t, t)),
+        IEnumerable<Tensor> tensors => tensors.Select(t => instead.GetValueOrDefault(t, t)).ToList(),
+        System.Runtime.CompilerServices.ITuple tuple => Activator.CreateInstance(tuple.GetType(),
+            [.. Enumerable.Range(0, tuple.Length).Select(i => tuple[i] is { } item ? Replaced(item, instead) : null)])!,
+        _ => value,
     };
 
     /// <summary>Drops entries while training; gives x itself otherwise, without a copy.</summary>

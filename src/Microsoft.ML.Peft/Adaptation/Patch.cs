@@ -114,11 +114,11 @@ public abstract class ResidualPatch : Patch
     public abstract Tensor Around(Tensor stream, Tensor output, Func<Tensor, Tensor, Tensor> next, Pass pass);
 }
 
-/// <summary>Queries, keys and values of all heads, <c>[batch, heads, tokens, head width]</c>, and what is added to the scores.</summary>
-/// <param name="Query">Queries.</param>
-/// <param name="Key">Keys.</param>
-/// <param name="Value">Values.</param>
-/// <param name="Bias">Added to the scores: padding and relative positions, broadcast to <c>[batch, heads, tokens, keys]</c>; null for none.</param>
+/// <summary>Queries, keys and values of all heads, and what is added to the scores. Rotation is done, cached keys are there.</summary>
+/// <param name="Query">Queries <c>[batch, heads, tokens, head width]</c>.</param>
+/// <param name="Key">Keys <c>[batch, key heads, keys, head width]</c>: fewer heads than queries where these share them.</param>
+/// <param name="Value">Values, shaped as the keys.</param>
+/// <param name="Bias">Added to the scores: causal order, padding and relative positions, broadcast to <c>[batch, heads, tokens, keys]</c>; null for none.</param>
 /// <param name="Relative">Where scores have a bias by distance (T5): that bias for other keys; it is part of <paramref name="Bias"/> already.</param>
 public readonly record struct AttentionInput(Tensor Query, Tensor Key, Tensor Value, Tensor? Bias, RelativeBias? Relative = null);
 
@@ -155,7 +155,8 @@ public abstract class SequencePatch : Patch
 public abstract class TapPatch : Patch
 {
     /// <summary>Makes the final hidden states.</summary>
-    /// <param name="states">Embedding output and each layer's output.</param>
+    /// <param name="states">Embedding output and each layer's output; those of an encoder before those of its decoder.</param>
+    /// <param name="finish">What the network does after its last layer (a final norm); for patches that build on its own last state.</param>
     /// <param name="pass">The running forward pass.</param>
-    public abstract Tensor Read(IReadOnlyList<Tensor> states, Pass pass);
+    public abstract Tensor Read(IReadOnlyList<Tensor> states, Func<Tensor, Tensor> finish, Pass pass);
 }

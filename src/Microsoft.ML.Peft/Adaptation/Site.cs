@@ -29,8 +29,12 @@ public enum SiteRole
     Pooler,
     /// <summary>Any other linear map.</summary>
     OtherProjection,
+    /// <summary>The convolution that makes tokens of an image's patches.</summary>
+    PatchEmbedding,
     /// <summary>Norm beside the attention part.</summary>
     AttentionNorm,
+    /// <summary>Norm beside the attention of a decoder to its encoder; its projections have the roles of other attention.</summary>
+    CrossAttentionNorm,
     /// <summary>Norm beside the feed-forward part.</summary>
     FeedForwardNorm,
     /// <summary>Norm of the embeddings.</summary>
@@ -43,16 +47,22 @@ public enum SiteRole
     PositionEmbedding,
     /// <summary>Table of token types.</summary>
     TokenTypeEmbedding,
+    /// <summary>The token in front of an image's patches.</summary>
+    ClassToken,
     /// <summary>Table of relative-position biases.</summary>
     RelativePosition,
     /// <summary>The attention part, before its residual connection.</summary>
     AttentionBlock,
+    /// <summary>The attention of a decoder to its encoder, before its residual connection.</summary>
+    CrossAttentionBlock,
     /// <summary>The feed-forward part, before its residual connection.</summary>
     FeedForwardBlock,
     /// <summary>A whole layer.</summary>
     LayerBlock,
     /// <summary>Residual connection (and norm, in post-norm networks) after the attention part.</summary>
     AttentionResidual,
+    /// <summary>Residual connection after the attention of a decoder to its encoder.</summary>
+    CrossAttentionResidual,
     /// <summary>Residual connection (and norm, in post-norm networks) after the feed-forward part.</summary>
     FeedForwardResidual,
     /// <summary>Queries, keys and values to context, head by head.</summary>
@@ -61,12 +71,14 @@ public enum SiteRole
     CrossAttentionCore,
     /// <summary>The rows of the word table, before positions, types and norms: what is inserted here gets all of them.</summary>
     WordSequence,
-    /// <summary>The token sequence after the embeddings.</summary>
+    /// <summary>The token sequence after the embeddings; in networks of two stacks an encoder's, then a decoder's.</summary>
     EmbeddingSequence,
     /// <summary>The token sequence at a layer's input.</summary>
     LayerSequence,
     /// <summary>The hidden states of all layers.</summary>
     Taps,
+    /// <summary>Projection of the last hidden states to a score for each entry of the vocabulary.</summary>
+    LanguageHead,
 }
 
 /// <summary>
@@ -91,7 +103,10 @@ public abstract class Site
     /// <summary>What the site does.</summary>
     public SiteRole Role { get; }
 
-    /// <summary>Layer number from 0; -1 for what stands before the layers, the layer count for what stands after.</summary>
+    /// <summary>
+    /// Layer number from 0; -1 for what stands before the layers, the layer count for what stands after. A decoder's layers
+    /// are numbered on from its encoder's; what stands between the two stacks has the number of the decoder's first layer.
+    /// </summary>
     public int Layer { get; }
 
     /// <summary>
@@ -104,7 +119,10 @@ public abstract class Site
     public override string ToString() => $"{Name} ({Role}, layer {Layer})";
 }
 
-/// <summary>A part of a layer, <c>[batch, tokens, hidden]</c> to the same shape, before its residual connection.</summary>
+/// <summary>
+/// A part of a layer, <c>[batch, tokens, hidden]</c> to the same shape, before its residual connection. In pre-norm networks
+/// its input is normed already; the stream itself is at the <see cref="Residual"/>.
+/// </summary>
 public sealed class Block : Site
 {
     /// <summary>Makes a block site.</summary>
@@ -161,16 +179,20 @@ public sealed class AttentionCore : Site
         Heads = heads;
         HeadWidth = headWidth;
         KeyHeads = keyHeads ?? heads;
+        Scale = 1 / Math.Sqrt(headWidth);
     }
 
     /// <summary>Number of heads.</summary>
     public int Heads { get; }
 
-    /// <summary>Number of heads of keys and values.</summary>
-    public int KeyHeads { get; }
-
     /// <summary>Width of a head.</summary>
     public int HeadWidth { get; }
+
+    /// <summary>Number of key and value heads; each serves <see cref="Heads"/> / KeyHeads query heads in a row.</summary>
+    public int KeyHeads { get; }
+
+    /// <summary>Factor on the products of queries and keys.</summary>
+    public double Scale { get; init; }
 
     /// <summary>Runs attention with the patch that the pass wears here.</summary>
     /// <param name="input">Queries, keys, values and mask.</param>
@@ -213,9 +235,10 @@ public sealed class Taps : Site
     internal bool Wanted(Pass pass) => pass.Patch<TapPatch>(this) is not null;
 
     /// <summary>Lets the patch make the final hidden states out of all hidden states.</summary>
-    /// <param name="states">Embedding output and each layer's output, each <c>[batch, tokens, hidden]</c>.</param>
+    /// <param name="states">Embedding output and each layer's output, each <c>[batch, tokens, hidden]</c>; those of an encoder before those of its decoder.</param>
+    /// <param name="finish">What the network does after its last layer (a final norm).</param>
     /// <param name="pass">The running forward pass.</param>
     /// <returns>Final hidden states.</returns>
-    public Tensor Forward(IReadOnlyList<Tensor> states, Pass pass) =>
-        pass.Patch<TapPatch>(this) is { } patch ? patch.Read(states, pass) : states[^1];
+    public Tensor Forward(IReadOnlyList<Tensor> states, Func<Tensor, Tensor> finish, Pass pass) =>
+        pass.Patch<TapPatch>(this) is { } patch ? patch.Read(states, finish, pass) : finish(states[^1]);
 }

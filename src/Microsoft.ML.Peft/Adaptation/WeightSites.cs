@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
-/// <summary>A site with frozen numbers: a projection, a norm or an embedding table.</summary>
+/// <summary>A site with frozen numbers: a projection, a norm, a table, a convolution or a constant.</summary>
 public abstract class WeightSite : Site
 {
     private protected WeightSite(string name, SiteRole role, int layer, Tensor weight, Tensor? bias)
@@ -20,6 +20,9 @@ public abstract class WeightSite : Site
 
     /// <summary>The frozen bias <c>[out]</c>, or null.</summary>
     public Tensor? Bias { get; internal set; }
+
+    /// <summary>The weight's name in files, after the site's own.</summary>
+    internal virtual string WeightSuffix => ".weight";
 
     /// <summary>Applies the site with the patch that the pass wears here.</summary>
     /// <param name="x">Input of the site.</param>
@@ -73,6 +76,9 @@ public sealed class Projection : WeightSite
     /// <summary>True where files keep the weight as <c>[in, out]</c>.</summary>
     public bool StoredTransposed { get; }
 
+    /// <summary>The table whose rows are this map's weight too (tied language heads); null where the weight is its own.</summary>
+    public Embedding? TiedTo { get; init; }
+
     /// <summary>Applies the map with a patch.</summary>
     /// <param name="x">Input <c>[..., in]</c>.</param>
     /// <param name="patch">The patch, or null for the bare map.</param>
@@ -121,7 +127,7 @@ public sealed class Projection : WeightSite
     }
 }
 
-/// <summary>A layer norm over the last axis.</summary>
+/// <summary>A layer norm over the last axis, or its root-mean-square form, which neither subtracts the mean nor shifts.</summary>
 public sealed class Norm : WeightSite
 {
     /// <summary>Makes a norm over frozen tensors.</summary>
@@ -131,11 +137,15 @@ public sealed class Norm : WeightSite
     /// <param name="weight">Scale <c>[width]</c>.</param>
     /// <param name="bias">Shift <c>[width]</c>, or null.</param>
     /// <param name="epsilon">Added to the variance.</param>
-    public Norm(string name, SiteRole role, int layer, Tensor weight, Tensor? bias, double epsilon)
-        : base(name, role, layer, weight, bias) => Epsilon = epsilon;
+    /// <param name="rootMeanSquare">True for <c>w · x / √(mean(x²) + ε)</c> (Zhang and Sennrich 2019, arXiv 1910.07467).</param>
+    public Norm(string name, SiteRole role, int layer, Tensor weight, Tensor? bias, double epsilon, bool rootMeanSquare = false)
+        : base(name, role, layer, weight, bias) => (Epsilon, RootMeanSquare) = (epsilon, rootMeanSquare);
 
-    /// <summary>Added to the variance.</summary>
+    /// <summary>Added to the variance, or to the mean square.</summary>
     public double Epsilon { get; }
+
+    /// <summary>True where the norm divides by the root of the mean square.</summary>
+    public bool RootMeanSquare { get; }
 
     /// <summary>Normalises with a patch.</summary>
     /// <param name="x">Input <c>[..., width]</c>.</param>
@@ -151,8 +161,38 @@ public sealed class Norm : WeightSite
     private Tensor Normalise(Tensor x, WeightPatch? patch, Pass pass)
     {
         (Tensor weight, Tensor? bias) = Effective(patch, pass);
-        return nn.functional.layer_norm(x, [weight.shape[0]], weight, bias, Epsilon);
+        if (!RootMeanSquare) return nn.functional.layer_norm(x, [weight.shape[0]], weight, bias, Epsilon);
+        Tensor wide = x.to_type(ScalarType.Float32);
+        Tensor y = (wide * (wide.square().mean([-1], keepdim: true) + Epsilon).rsqrt()).to_type(x.dtype) * weight;
+        return bias is null ? y : y + bias;
     }
+}
+
+/// <summary>A frozen tensor that is used as it is, under a name of its own in files: class tokens, position tables of images.</summary>
+public sealed class Constant : WeightSite
+{
+    /// <summary>Makes a constant over a frozen tensor.</summary>
+    /// <param name="name">Name of the tensor in files.</param>
+    /// <param name="role">Role in the network.</param>
+    /// <param name="layer">Layer number.</param>
+    /// <param name="weight">The tensor, of any shape.</param>
+    public Constant(string name, SiteRole role, int layer, Tensor weight) : base(name, role, layer, weight, null)
+    {
+    }
+
+    internal override string WeightSuffix => "";
+
+    /// <summary>The tensor with the patch that the pass wears here.</summary>
+    /// <param name="pass">The running forward pass.</param>
+    public Tensor Value(Pass pass) => Effective(pass.Patch<WeightPatch>(this), pass).Weight;
+
+    /// <summary>Adds the tensor to x.</summary>
+    /// <param name="x">Any tensor that it broadcasts to.</param>
+    /// <param name="patch">The patch, or null.</param>
+    /// <param name="pass">The running forward pass.</param>
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass) => patch is { Form: PatchForm.Around }
+        ? patch.Around(x, input => input + Weight, pass)
+        : x + Effective(patch, pass).Weight;
 }
 
 /// <summary>A table of rows looked up by id.</summary>

@@ -23,15 +23,49 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
         TypeIds = TypeIds?.index_select(0, rows),
         TaskIds = TaskIds?.index_select(0, rows),
         PositionIds = PositionIds is { } positions && positions.shape[0] > 1 ? positions.index_select(0, rows) : PositionIds,
+        DecoderIds = DecoderIds?.index_select(0, rows),
+        DecoderMask = DecoderMask?.index_select(0, rows),
+        Encoded = Encoded is { } encoded ? new(encoded.Last.index_select(0, rows), encoded.Layout.Rows(rows), null) : null,
+        Pixels = Pixels?.index_select(0, rows),
     };
+
+    /// <summary>What the decoder reads, int64 <c>[batch, decoder tokens]</c>; for networks of two stacks, else null.</summary>
+    public Tensor? DecoderIds { get; init; }
+
+    /// <summary>1 for real tokens of the decoder, int64 <c>[batch, decoder tokens]</c>; null where all count (a decoder never looks ahead).</summary>
+    public Tensor? DecoderMask { get; init; }
+
+    /// <summary>The encoder's output of an earlier run, which is then not run again; null to run it.</summary>
+    public BackboneOutput? Encoded { get; init; }
+
+    /// <summary>Normalised images <c>[batch, channels, height, width]</c>; for vision networks, else null.</summary>
+    public Tensor? Pixels { get; init; }
+
+    /// <summary>True to fit position tables to images of another size than the network's.</summary>
+    public bool InterpolatePositions { get; init; }
+
+    /// <summary>A batch of images; the network itself says how many tokens they make, none of which is padding.</summary>
+    /// <param name="pixels">Normalised images <c>[batch, channels, height, width]</c>.</param>
+    /// <param name="interpolatePositions">True to fit position tables to images of another size than the network's.</param>
+    public static TokenBatch OfImages(Tensor pixels, bool interpolatePositions = false)
+    {
+        Tensor none = zeros([pixels.shape[0], 0], ScalarType.Int64, pixels.device);
+        return new TokenBatch(none, none, Padded: false) { Pixels = pixels, InterpolatePositions = interpolatePositions };
+    }
 }
 
 /// <summary>What a forward pass gives.</summary>
-/// <param name="Last">Hidden states after the last layer <c>[batch, tokens, hidden]</c>; one token where the pass asked for the first only.</param>
+/// <param name="Last">Hidden states after the last layer and what follows it <c>[batch, tokens, hidden]</c>; one token where the pass asked for the first only.</param>
 /// <param name="Layout">Which of the tokens are real.</param>
-/// <param name="HiddenStates">Embedding output and each layer's output, where the pass keeps them; else null.</param>
+/// <param name="HiddenStates">
+/// Embedding output and each layer's output, where the pass keeps them; else null. The last of them is as the layer gave it:
+/// a final norm is in <paramref name="Last"/> alone.
+/// </param>
 public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates)
 {
+    /// <summary>The same of the encoder, in networks of two stacks; else null.</summary>
+    public BackboneOutput? Encoder { get; init; }
+
     /// <summary>The token that stands for each row after the last layer, <c>[batch, hidden]</c>: its own first, or a prompt where that is read.</summary>
     public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.First);
 }
@@ -40,7 +74,7 @@ public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Te
 /// A frozen network built of adaptable sites. It holds no state of a run and knows no method: everything that varies is
 /// in the <see cref="Pass"/>, so many threads may run it at once and many adaptations share it.
 /// </summary>
-public abstract class Backbone : IDisposable
+public abstract partial class Backbone : IDisposable
 {
     // A constructor that throws leaves no object to dispose; the builder on the same thread frees its tensors.
     [ThreadStatic]
@@ -135,14 +169,66 @@ public abstract class Backbone : IDisposable
     /// <exception cref="ArgumentException">A row is longer than the position table, or an id is outside the vocabulary.</exception>
     public BackboneOutput Forward(TokenBatch batch, Pass pass)
     {
-        pass.Layout = new Layout(batch.Mask, batch.Padded);
-        pass.TaskIds = batch.TaskIds;
         List<Tensor>? states = pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null;
         if (states is not null) pass.FirstTokenOnly = false;
+        BackboneOutput? encoder = null;
+        Tensor hidden;
+        if (Config.DecoderStart is { } start)
+        {
+            encoder = batch.Encoded ?? Encode(batch, states, pass);
+            hidden = Segment(start, pass.Patches.LowestTrainable, () => BeginDecoder(encoder, batch, pass), pass);
+        }
+        else
+        {
+            hidden = Begin(batch, pass);
+        }
+        int first = states?.Count ?? 0;
+        hidden = RunLayers(hidden, Config.DecoderStart ?? 0, Config.LayerCount, states, pass);
+        pass.BeginSegment(Config.LayerCount + 1);
+        hidden = states is null ? Finish(hidden, pass) : Taps.Forward(states, last => Finish(last, pass), pass);
+        pass.Cache?.Extend(pass.Layout);
+        return new BackboneOutput(hidden, pass.Layout, states?[first..]) { Encoder = encoder };
+    }
+
+    /// <summary>Runs the encoder of a network of two stacks by itself: what a decoder reads step after step.</summary>
+    /// <param name="batch">Tokens; the decoder's are not read.</param>
+    /// <param name="pass">What the run wears; its layout is set here.</param>
+    /// <exception cref="InvalidOperationException">The network has one stack.</exception>
+    public BackboneOutput Encode(TokenBatch batch, Pass pass) => Config.DecoderStart is null
+        ? throw new InvalidOperationException($"A {Config.ModelType} backbone is one stack of layers; use Forward.")
+        : Encode(batch, pass.KeepHiddenStates ? [] : null, pass);
+
+    private BackboneOutput Encode(TokenBatch batch, List<Tensor>? states, Pass pass)
+    {
+        int end = Config.DecoderStart!.Value;
+        Tensor hidden = RunLayers(Begin(batch, pass), 0, end, states, pass);
+        Tensor last = Segment(end, pass.Patches.LowestTrainable, () =>
+        {
+            pass.BeginSegment(Config.LayerCount + 2);
+            return FinishEncoder(hidden, pass);
+        }, pass);
+        return new BackboneOutput(last, pass.Layout, states?[..]);
+    }
+
+    private Tensor Begin(TokenBatch batch, Pass pass)
+    {
+        pass.Layout = LayoutOf(batch, pass);
+        pass.TaskIds = batch.TaskIds;
+        return Segment(-1, pass.Patches.LowestTrainable, () => Embed(batch, pass), pass);
+    }
+
+    private Tensor BeginDecoder(BackboneOutput encoder, TokenBatch batch, Pass pass)
+    {
+        pass.BeginSegment(Config.LayerCount + 3);
+        pass.Encode(encoder.Last, encoder.Layout);
+        return EmbedDecoder(batch, pass);
+    }
+
+    private Tensor RunLayers(Tensor hidden, int from, int to, List<Tensor>? states, Pass pass)
+    {
         int lowest = pass.Patches.LowestTrainable;
-        Tensor hidden = Segment(-1, lowest, () => Embed(batch, pass), pass);
         states?.Add(hidden);
-        for (int layer = 0; layer < Config.LayerCount; layer++)
+        for (int layer = from; layer < to; layer++)
         {
             Tensor input = hidden;
             int number = layer;
@@ -151,8 +237,7 @@ public abstract class Backbone : IDisposable
                 : Segment(layer, lowest, () => RunLayer(number, input, pass), pass);
             states?.Add(hidden);
         }
-        hidden = states is null ? Finish(hidden, pass) : Taps.Forward(states, pass);
-        return new BackboneOutput(hidden, pass.Layout, states);
+        return hidden;
     }
 
     private Tensor RunLayer(int layer, Tensor hidden, Pass pass)
@@ -196,6 +281,30 @@ public abstract class Backbone : IDisposable
     /// <param name="pass">The running forward pass.</param>
     protected virtual Tensor Finish(Tensor hidden, Pass pass) => hidden;
 
+    /// <summary>Which tokens the network makes of a batch, and which of them are real.</summary>
+    /// <param name="batch">Tokens, or images.</param>
+    /// <param name="pass">The pass that is about to run.</param>
+    protected virtual Layout LayoutOf(TokenBatch batch, Pass pass) =>
+        new(batch.Mask, batch.Padded || pass.Cache is { Padded: true }) { Past = pass.Cache?.Mask };
+
+    /// <summary>What comes after an encoder's last layer, in networks of two stacks.</summary>
+    /// <param name="hidden">Output of the encoder's last layer.</param>
+    /// <param name="pass">The running forward pass.</param>
+    protected virtual Tensor FinishEncoder(Tensor hidden, Pass pass) => hidden;
+
+    /// <summary>Embeddings of what a decoder reads, in networks of two stacks; sets the pass's layout to the decoder's.</summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="pass">The running forward pass; <see cref="Pass.Encoded"/> is there.</param>
+    protected virtual Tensor EmbedDecoder(TokenBatch batch, Pass pass) =>
+        throw new NotSupportedException($"A {Config.ModelType} backbone has no decoder.");
+
+    /// <summary>Scores of every vocabulary entry, <c>[..., vocabulary]</c>, by the table or projection that the network has for them.</summary>
+    /// <param name="hidden">Final hidden states <c>[..., hidden]</c>.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <exception cref="NotSupportedException">The network makes no such scores.</exception>
+    public virtual Tensor VocabularyScores(Tensor hidden, Pass pass) =>
+        throw new NotSupportedException($"A {Config.ModelType} backbone was loaded without a language head; load one that has it with languageHead: true.");
+
     /// <summary>A backbone of the same family over other weights at some sites; the rest is shared.</summary>
     /// <param name="replaced">New weight and bias a site; the new backbone takes handles of its own on them.</param>
     public Backbone With(IReadOnlyDictionary<Site, (Tensor Weight, Tensor? Bias)> replaced)
@@ -211,7 +320,7 @@ public abstract class Backbone : IDisposable
 
     /// <summary>The full module path of a site inside a task model, e.g. <c>bert.encoder.layer.0.attention.self.query</c>.</summary>
     /// <param name="site">A site of this backbone.</param>
-    public string PathOf(Site site) => Prefix.Length == 0 ? site.Name : $"{Prefix}.{site.Name}";
+    public string PathOf(Site site) => Prefix.Length == 0 || site.Role == SiteRole.LanguageHead ? site.Name : $"{Prefix}.{site.Name}";
 
     /// <summary>The site of a Hugging Face module path, with or without the prefix; null where there is none.</summary>
     /// <param name="name">Module path.</param>

@@ -11,11 +11,23 @@ public sealed record BackboneConfig
     /// <summary>Width of the hidden states.</summary>
     public required int HiddenSize { get; init; }
 
-    /// <summary>Number of layers.</summary>
+    /// <summary>Number of layers; in networks of two stacks of both together.</summary>
     public required int LayerCount { get; init; }
+
+    /// <summary>Number of the decoder's first layer, in networks of two stacks; else null.</summary>
+    public int? DecoderStart { get; init; }
 
     /// <summary>Number of attention heads.</summary>
     public required int HeadCount { get; init; }
+
+    /// <summary>Number of key and value heads where query heads share them; null for one a query head.</summary>
+    public int? KeyHeadCount { get; init; }
+
+    /// <summary>Width of a head where it is not the hidden width divided by the heads; null where it is.</summary>
+    public int? HeadWidth { get; init; }
+
+    /// <summary>True to have the language head's projection among the sites (decoders).</summary>
+    public bool LanguageHead { get; init; }
 
     /// <summary>Width of the feed-forward part.</summary>
     public required int IntermediateSize { get; init; }
@@ -34,6 +46,9 @@ public sealed record BackboneConfig
 
     /// <summary>Id of the padding token.</summary>
     public int PadId { get; init; }
+
+    /// <summary>Id of the token that a decoder begins with, in networks of two stacks.</summary>
+    public int DecoderStartId { get; init; }
 
     /// <summary>Name of the activation, as in config.json.</summary>
     public string Activation { get; init; } = "gelu";

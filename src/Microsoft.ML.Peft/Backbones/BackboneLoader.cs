@@ -22,6 +22,9 @@ public static class BackboneLoader
         ["distilbert"] = new("distilbert", DistilBertBackbone.ReadConfig, (c, w) => new DistilBertBackbone(c, w)),
         ["albert"] = new("albert", AlbertBackbone.ReadConfig, (c, w) => new AlbertBackbone(c, w)),
         ["mpnet"] = new("mpnet", MPNetBackbone.ReadConfig, (c, w) => new MPNetBackbone(c, w)),
+        ["t5"] = new("", raw => T5Backbone.ReadConfig(raw, "t5"), (c, w) => new T5Backbone(c, w)),
+        ["mt5"] = new("", raw => T5Backbone.ReadConfig(raw, "mt5"), (c, w) => new T5Backbone(c, w)),
+        ["vit"] = new("vit", ViTBackbone.ReadConfig, (c, w) => new ViTBackbone(c, w)),
     };
 
     /// <summary>The <c>model_type</c>s that are known, sorted.</summary>
@@ -31,14 +34,15 @@ public static class BackboneLoader
     /// <param name="folder">An opened checkpoint.</param>
     /// <param name="device">Where the weights go; null for the CPU.</param>
     /// <param name="dtype">Type of the weights in memory.</param>
+    /// <param name="languageHead">True to load a decoder's language head too, as a site of the backbone; tied where the file says so.</param>
     /// <exception cref="CheckpointFormatException">The configuration is not understood, or tensors are missing or of another shape; all of them are named.</exception>
-    public static Backbone Load(CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32)
+    public static Backbone Load(CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32, bool languageHead = false)
     {
         CpuThreads.UseCores();
         JsonObject raw = ReadConfig(folder.Files);
         Family family = FamilyOf(raw, folder.Description);
-        folder.Prefix = family.Prefix + ".";
-        BackboneConfig config = family.Read(raw);
+        folder.Prefix = family.Prefix.Length == 0 ? "" : family.Prefix + ".";
+        BackboneConfig config = family.Read(raw) with { LanguageHead = languageHead };
         IReadOnlyList<string> unused = CheckAll(folder, family, config);
         Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)));
         backbone.Placed(device ?? CPU, unused);
@@ -48,10 +52,11 @@ public static class BackboneLoader
     /// <summary>Builds a backbone of a configuration over tensors in memory.</summary>
     /// <param name="config">The fields of config.json.</param>
     /// <param name="weights">Where the tensors come from, by their bare names.</param>
-    public static Backbone Build(JsonObject config, IWeightSource weights)
+    /// <param name="languageHead">True for a decoder's language head too.</param>
+    public static Backbone Build(JsonObject config, IWeightSource weights, bool languageHead = false)
     {
         Family family = FamilyOf(config, "the given configuration");
-        return Backbone.Built(() => family.Build(family.Read(config), weights));
+        return Backbone.Built(() => family.Build(family.Read(config) with { LanguageHead = languageHead }, weights));
     }
 
     /// <summary>Reads config.json.</summary>

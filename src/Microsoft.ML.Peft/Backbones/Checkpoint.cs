@@ -20,24 +20,30 @@ internal static class Checkpoint
         if (!is_grad_enabled()) return body(input);
         // The graph must reach the function even where only parameters inside it are trained.
         Tensor entry = input.requires_grad ? input : input.detach().requires_grad_();
-        return Function.apply(entry, new Segment(body, pass, pass.Layout));
+        // What the segment reads beside its input (an encoder's states, a table of biases) gets its gradient as an input too.
+        Dictionary<object, object> shared = pass.Shared();
+        Tensor[] beside = Pass.WithGraph(shared);
+        return Function.apply([entry, new Segment(body, pass, pass.Layout, shared, beside), .. beside]);
     }
 
     // What is shared within a pass is made anew inside the segment: in its first run it would have no graph.
-    private sealed record Segment(Func<Tensor, Tensor> Body, Pass Pass, Layout Layout)
+    private sealed record Segment(Func<Tensor, Tensor> Body, Pass Pass, Layout Layout, Dictionary<object, object> Shared, Tensor[] Beside)
     {
-        public Tensor Run(Tensor input)
+        // The second run sees the shared values of the first: later ones have graphs of their own.
+        public Tensor Run(Tensor input, params Tensor[] beside)
         {
             Pass.Layout = Layout;
-            return Pass.Isolated(() => Body(input));
+            var instead = new Dictionary<Tensor, Tensor>(ReferenceEqualityComparer.Instance);
+            for (int i = 0; i < beside.Length; i++) instead[Beside[i]] = beside[i];
+            return Pass.Isolated(Shared, instead, () => Body(input));
         }
 
-        public Tensor RunAgain(Tensor input)
+        public Tensor RunAgain(Tensor input, Tensor[] beside)
         {
             Layout last = Pass.Layout;
             try
             {
-                return Run(input);
+                return Run(input, beside);
             }
             finally
             {
@@ -55,7 +61,7 @@ internal static class Checkpoint
             var input = (Tensor)vars[0];
             var segment = (Segment)vars[1];
             ctx.save_data("segment", segment);
-            ctx.save_for_backward([input]);
+            ctx.save_for_backward([input, .. segment.Beside]);
             using var off = no_grad();
             return segment.Run(input);
         }
@@ -66,10 +72,11 @@ internal static class Checkpoint
             using var on = enable_grad();
             // One segment's activations live at a time.
             using var scope = NewDisposeScope();
-            Tensor leaf = ctx.get_saved_variables()[0]!.detach().requires_grad_();
-            Tensor output = segment.RunAgain(leaf);
+            Tensor[] leaves = [.. ctx.get_saved_variables().Select(saved => saved.detach().requires_grad_())];
+            Tensor output = segment.RunAgain(leaves[0], leaves[1..]);
             autograd.backward([output], [grad_output]);
-            return [leaf.grad?.MoveToOuterDisposeScope()!, null!];
+            Tensor[] gradients = [.. leaves.Select(leaf => leaf.grad?.MoveToOuterDisposeScope()!)];
+            return [gradients[0], null!, .. gradients[1..]];
         }
     }
 }

@@ -68,27 +68,10 @@ public sealed class MPNetBackbone : PostNormEncoder
 
     private protected override Tensor? ScoreBias(long tokens, Pass pass) => pass.Once((this, tokens), () =>
     {
-        Tensor buckets = tensor(Buckets(tokens), ScalarType.Int64, _relative.Weight.device).view(tokens, tokens);
+        long[] table = new RelativeBuckets(_buckets, MaxDistance, Both: true).Table(0, tokens, tokens);
+        Tensor buckets = tensor(table, ScalarType.Int64, _relative.Weight.device).view(tokens, tokens);
         return _relative.Forward(buckets, pass).permute(2, 0, 1).unsqueeze(0);   // [1, heads, tokens, tokens]
     });
-
-    // T5's bidirectional buckets: half for each direction, exact up to a quarter, then logarithmic up to the distance.
-    private long[] Buckets(long tokens)
-    {
-        int half = _buckets / 2, exact = half / 2;
-        var buckets = new long[tokens * tokens];
-        for (long query = 0; query < tokens; query++)
-        {
-            for (long key = 0; key < tokens; key++)
-            {
-                long distance = Math.Abs(key - query);
-                long bucket = distance < exact ? distance : Math.Min(half - 1,
-                    exact + (long)(MathF.Log(distance / (float)exact) / MathF.Log(MaxDistance / (float)exact) * (half - exact)));
-                buckets[query * tokens + key] = bucket + (key > query ? half : 0);
-            }
-        }
-        return buckets;
-    }
 
     /// <inheritdoc/>
     protected override Backbone Rebuild(IWeightSource weights) => new MPNetBackbone(Config, weights);

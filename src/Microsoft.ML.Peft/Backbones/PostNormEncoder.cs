@@ -21,13 +21,11 @@ internal sealed record LayerNames(
 /// </summary>
 public abstract class PostNormEncoder : Backbone
 {
-    private readonly IWeightSource _weights;
     private readonly List<EncoderLayer> _layers = [];
     private readonly Func<Tensor, Tensor> _activation;
 
-    private protected PostNormEncoder(BackboneConfig config, IWeightSource weights) : base(config)
+    private protected PostNormEncoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _weights = weights;
         _activation = Activations.Get(config.Activation);
         if (config.HiddenSize % config.HeadCount != 0)
             throw new Checkpoints.CheckpointFormatException(
@@ -49,23 +47,6 @@ public abstract class PostNormEncoder : Backbone
             return true;
         }
     }
-
-    private protected bool Stored(string name) => _weights.Has(name);
-
-    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth) =>
-        Add(new Projection(name, role, layer,
-            Own(_weights.Load(name + ".weight", outWidth, inWidth)), Own(_weights.Load(name + ".bias", outWidth))));
-
-    private protected Norm AddNorm(string name, SiteRole role, int layer, long width) =>
-        Add(new Norm(name, role, layer,
-            Own(_weights.Load(name + ".weight", width)), Own(_weights.Load(name + ".bias", width)), Config.NormEpsilon));
-
-    private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width) =>
-        Add(new Embedding(name, role, -1, Own(_weights.Load(name + ".weight", rows, width))));
-
-    private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
-
-    private protected Sequence AddEmbeddingSequence() => Add(new Sequence("embeddings", SiteRole.EmbeddingSequence, -1));
 
     /// <summary>Adds one layer's sites.</summary>
     private protected void AddLayer(string path, int layer, LayerNames names)
@@ -123,10 +104,8 @@ public abstract class PostNormEncoder : Backbone
     // With `first`, only each row's own first token asks; all tokens answer.
     private Tensor Attention(EncoderLayer parts, Tensor x, bool first, Pass pass)
     {
-        long batch = x.shape[0], tokens = x.shape[1];
-        int heads = parts.Core.Heads, width = parts.Core.HeadWidth;
-        Tensor Split(Tensor y) => y.view(batch, -1, heads, width).transpose(1, 2);   // [batch, heads, tokens, head width]
-
+        long tokens = x.shape[1];
+        Tensor Split(Tensor y) => Heads.Split(y, parts.Core);
         Tensor? bias = pass.Layout.KeyBias(x.dtype);
         if (ScoreBias(tokens, pass) is { } relative)
         {
@@ -136,21 +115,8 @@ public abstract class PostNormEncoder : Backbone
         Tensor asking = first ? x.narrow(1, pass.Layout.First, 1) : x;
         var input = new AttentionInput(
             Split(parts.Query.Forward(asking, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
-        Tensor context = parts.Core.Forward(input, a => Attend(a, width, pass), pass);
-        context = context.transpose(1, 2).reshape(batch, -1, heads * width);
+        Tensor context = Heads.Join(parts.Core.Forward(input, a => Heads.Attend(a, parts.Core.Scale, Config.AttentionDropout, pass), pass));
         return pass.Dropout(parts.Output.Forward(context, pass), Config.HiddenDropout);
-    }
-
-    private Tensor Attend(AttentionInput a, int width, Pass pass)
-    {
-        long[] shape = a.Query.shape;                                                    // [batch, heads, tokens, head width]
-        long keys = a.Key.shape[2], slices = shape[0] * shape[1];
-        Tensor query = (a.Query * (1 / Math.Sqrt(width))).reshape(slices, -1, width);
-        // Keys are copied as they lie; the transposition is left to the product.
-        Tensor scores = query.bmm(a.Key.reshape(slices, keys, width).transpose(1, 2)).view(shape[0], shape[1], -1, keys);
-        if (a.Bias is not null) scores = scores + a.Bias;
-        Tensor shares = pass.Dropout(scores.softmax(-1), Config.AttentionDropout);       // [batch, heads, tokens, keys]
-        return shares.view(slices, -1, keys).bmm(a.Value.reshape(slices, keys, width)).view(shape);
     }
 
     private Tensor FeedForward(EncoderLayer parts, Tensor x, Pass pass) =>

@@ -57,7 +57,7 @@ internal static class TrainedCopies
     public static void Whole(PeftAdaptation adaptation, WeightSite site)
     {
         string path = adaptation.Backbone.PathOf(site);
-        NamedParameter weight = adaptation.Add($"{path}.weight", Copy(site.Weight));
+        NamedParameter weight = adaptation.Add(path + site.WeightSuffix, Copy(site.Weight));
         NamedParameter? bias = site.Bias is null ? null : adaptation.Add($"{path}.bias", Copy(site.Bias));
         adaptation.Attach(site, new CopyPatch(weight, bias));
     }

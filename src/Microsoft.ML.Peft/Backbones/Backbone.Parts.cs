@@ -1,0 +1,38 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Backbones;
+
+/// <content>Sites made of a source of weights.</content>
+public abstract partial class Backbone
+{
+    private readonly IWeightSource? _weights;
+
+    /// <summary>Makes an empty backbone whose parts take their numbers from a source.</summary>
+    private protected Backbone(BackboneConfig config, IWeightSource weights) : this(config) => _weights = weights;
+
+    private protected bool Stored(string name) => _weights!.Has(name);
+
+    private Tensor Load(string name, params long[] shape) => Own(_weights!.Load(name, shape));
+
+    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true) =>
+        Add(new Projection(name, role, layer, Load(name + ".weight", outWidth, inWidth), bias ? Load(name + ".bias", outWidth) : null));
+
+    private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false) =>
+        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));
+
+    private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1) =>
+        Add(new Embedding(name, role, layer, Load(name + ".weight", rows, width)));
+
+    private protected Constant AddConstant(string name, SiteRole role, params long[] shape) =>
+        Add(new Constant(name, role, -1, Load(name, shape)));
+
+    private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, params long[] shape) =>
+        Add(new Convolution(name, role, -1, Load(name + ".weight", shape), Load(name + ".bias", shape[0]), stride));
+
+    private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
+
+    private protected Sequence AddEmbeddingSequence() => Add(new Sequence("embeddings", SiteRole.EmbeddingSequence, -1));
+}
