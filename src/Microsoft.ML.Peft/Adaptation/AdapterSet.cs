@@ -122,7 +122,7 @@ public sealed class AdapterSet : IDisposable
         return [.. groups.Select((group, i) =>
         {
             using Pass.GroupScope _ = pass.Narrow(i, group.Index);
-            var own = new BackboneOutput(output.Last.index_select(0, group.Index), pass.Layout, null);
+            var own = new BackboneOutput(output.Last.index_select(0, group.Index), pass.Layout, null) { Batch = batch.Rows(group.Index) };
             // A pooler that the adapter trains is worn by its rows alone.
             return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout });
         })];

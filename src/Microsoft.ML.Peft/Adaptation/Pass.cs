@@ -67,6 +67,9 @@ public sealed class Layout
     /// <summary>The mask of cached tokens that stand before these, <c>[batch, cached]</c>; null without.</summary>
     public Tensor? Past { get; init; }
 
+    /// <summary>Number of cached tokens.</summary>
+    public long PastTokens => Past?.shape[1] ?? 0;
+
     /// <summary>Rows in the batch.</summary>
     public long Batch => Mask.shape[0];
 
@@ -95,8 +98,7 @@ public sealed class Layout
     {
         if (Tokens == 1 && !Padded) return null;
         if (_causalBias is not null && _causalBias.dtype == dtype) return _causalBias;
-        long past = Past?.shape[1] ?? 0;
-        Tensor seen = ones([Tokens, past + Tokens], dtype: dtype, device: Mask.device).tril(past).unsqueeze(0);   // [1, tokens, keys]
+        Tensor seen = ones([Tokens, PastTokens + Tokens], dtype: dtype, device: Mask.device).tril(PastTokens).unsqueeze(0);   // [1, tokens, keys]
         if (Padded) seen = seen * (Past is null ? Mask : cat([Past, Mask], 1)).to_type(dtype).unsqueeze(1);
         return _causalBias = ((1.0 - seen) * Lowest(dtype)).unsqueeze(1);
     }

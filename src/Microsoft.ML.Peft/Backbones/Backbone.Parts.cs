@@ -17,8 +17,20 @@ public abstract partial class Backbone
 
     private Tensor Load(string name, params long[] shape) => Own(_weights!.Load(name, shape));
 
-    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true) =>
-        Add(new Projection(name, role, layer, Load(name + ".weight", outWidth, inWidth), bias ? Load(name + ".bias", outWidth) : null));
+    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true, bool transposed = false) =>
+        Add(new Projection(
+            name, role, layer, transposed ? Own(_weights!.LoadTransposed(name + ".weight", outWidth, inWidth)) : Load(name + ".weight", outWidth, inWidth),
+            bias ? Load(name + ".bias", outWidth) : null, transposed));
+
+    // Old files store a tied head a second time; a stored head that differs is one of its own, whatever config.json says.
+    private protected Projection AddLanguageHead(string name, Embedding words, bool tied)
+    {
+        Tensor? stored = tied && !Stored(name + ".weight") ? null : _weights!.Load(name + ".weight", Config.VocabularySize, Config.HiddenSize);
+        if (stored is not null && !(tied && stored.eq(words.Weight).all().item<bool>()))
+            return Add(new Projection(name, SiteRole.LanguageHead, Config.LayerCount, Own(stored), null));
+        stored?.Dispose();
+        return Add(new Projection(name, SiteRole.LanguageHead, Config.LayerCount, words.Weight, null) { TiedTo = words });
+    }
 
     private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false) =>
         Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));

@@ -66,8 +66,24 @@ public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Te
     /// <summary>The same of the encoder, in networks of two stacks; else null.</summary>
     public BackboneOutput? Encoder { get; init; }
 
+    /// <summary>The tokens that the network ran over, where they are known.</summary>
+    public TokenBatch? Batch { get; init; }
+
     /// <summary>The token that stands for each row after the last layer, <c>[batch, hidden]</c>: its own first, or a prompt where that is read.</summary>
     public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.First);
+
+    /// <summary>Each row's last real token after the last layer, <c>[batch, hidden]</c>.</summary>
+    /// <param name="pad">Id of the padding token, by which padding is told as Hugging Face's decoders tell it; null for the mask.</param>
+    public Tensor LastReal(int? pad = null)
+    {
+        Tensor own = Layout.Own(Last);
+        long tokens = own.shape[1];
+        if (pad is null && !Layout.Padded) return own.select(1, tokens - 1);
+        // Methods that drop tokens keep the mask right, not the ids.
+        Tensor real = pad is { } id && Batch is { } batch && batch.Ids.shape[1] == tokens ? batch.Ids.ne(id) : Layout.Own(Layout.Mask).ne(0);
+        Tensor at = (arange(tokens, ScalarType.Int64, own.device) * real.to_type(ScalarType.Int64)).argmax(1);   // [batch]
+        return own.gather(1, at.view(-1, 1, 1).expand(-1, 1, own.shape[2])).squeeze(1);
+    }
 }
 
 /// <summary>
@@ -107,6 +123,9 @@ public abstract partial class Backbone : IDisposable
 
     /// <summary>The pooler's projection, or null where the file has none.</summary>
     public Projection? Pooler { get; protected set; }
+
+    /// <summary>True where no token sees a later one (decoders): a row is read at its last token then, not at its first.</summary>
+    public virtual bool Causal => false;
 
     /// <summary>Number of frozen numbers.</summary>
     public long ParameterCount => _owned.Sum(t => t.numel());
@@ -187,7 +206,7 @@ public abstract partial class Backbone : IDisposable
         pass.BeginSegment(Config.LayerCount + 1);
         hidden = states is null ? Finish(hidden, pass) : Taps.Forward(states, last => Finish(last, pass), pass);
         pass.Cache?.Extend(pass.Layout);
-        return new BackboneOutput(hidden, pass.Layout, states?[first..]) { Encoder = encoder };
+        return new BackboneOutput(hidden, pass.Layout, states?[first..]) { Encoder = encoder, Batch = batch };
     }
 
     /// <summary>Runs the encoder of a network of two stacks by itself: what a decoder reads step after step.</summary>

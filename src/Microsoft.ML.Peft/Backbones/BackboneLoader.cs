@@ -10,7 +10,7 @@ namespace Microsoft.ML.Peft.Backbones;
 /// <summary>Builds the backbone that a Hugging Face folder describes.</summary>
 public static class BackboneLoader
 {
-    private sealed record Family(string Prefix, Func<JsonObject, BackboneConfig> Read, Func<BackboneConfig, IWeightSource, Backbone> Build);
+    private sealed record Family(string Prefix, Func<JsonObject, BackboneConfig> Read, Func<BackboneConfig, IWeightSource, Backbone> Build, bool Causal = false);
 
     private static readonly Dictionary<string, Family> _families = new(StringComparer.Ordinal)
     {
@@ -25,6 +25,8 @@ public static class BackboneLoader
         ["t5"] = new("", raw => T5Backbone.ReadConfig(raw, "t5"), (c, w) => new T5Backbone(c, w)),
         ["mt5"] = new("", raw => T5Backbone.ReadConfig(raw, "mt5"), (c, w) => new T5Backbone(c, w)),
         ["vit"] = new("vit", ViTBackbone.ReadConfig, (c, w) => new ViTBackbone(c, w)),
+        ["gpt2"] = new("transformer", Gpt2Backbone.ReadConfig, (c, w) => new Gpt2Backbone(c, w), Causal: true),
+        ["llama"] = new("model", LlamaBackbone.ReadConfig, (c, w) => new LlamaBackbone(c, w), Causal: true),
     };
 
     /// <summary>The <c>model_type</c>s that are known, sorted.</summary>
@@ -84,7 +86,9 @@ public static class BackboneLoader
         var read = new ConfigReader(raw);
         if (read.Text("position_embedding_type", "absolute") is var positions && positions != "absolute")
             throw new CheckpointFormatException($"{where}: position_embedding_type '{positions}' is not supported; expected absolute.");
-        if (read.Flag("is_decoder", false) || read.Flag("add_cross_attention", false))
+        if (family.Causal && read.Flag("add_cross_attention", false))
+            throw new CheckpointFormatException($"{where}: add_cross_attention is set; only decoders without an encoder are supported for model_type {type}.");
+        if (!family.Causal && (read.Flag("is_decoder", false) || read.Flag("add_cross_attention", false)))
             throw new CheckpointFormatException($"{where}: is_decoder or add_cross_attention is set; only encoders of model_type {type} are supported.");
         return family;
     }
@@ -102,8 +106,12 @@ public static class BackboneLoader
         {
             throw new CheckpointFormatException($"{folder.Description}: {e.Message}", e);
         }
-        return folder.Check(recorder.Wanted, ignored: name => name.EndsWith("position_ids", StringComparison.Ordinal)).Extra;
+        return folder.Check(recorder.Wanted, ignored: IsBuffer).Extra;
     }
+
+    // Made anew by the network itself; older files store them.
+    private static bool IsBuffer(string name) =>
+        ((string[])["position_ids", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
 
     private sealed class Recorder(CheckpointFolder folder) : IWeightSource
     {
@@ -122,6 +130,8 @@ public static class BackboneLoader
             Wanted.Add(new(name, shape));
             return empty([1], dtype: ScalarType.Float32).expand(shape);
         }
+
+        public Tensor LoadTransposed(string name, long rows, long columns) => Load(name, columns, rows).t();
     }
 
     private sealed class FolderWeights(CheckpointFolder folder, ScalarType dtype, Device device) : IWeightSource

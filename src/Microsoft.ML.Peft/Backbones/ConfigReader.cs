@@ -16,6 +16,8 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
         return null;
     }
 
+    public bool Has(string name) => Find(name) is not null;
+
     public int Int(string name, int missing, int least = 1)
     {
         double number = Number(name, missing);
@@ -52,7 +54,7 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
         JsonNode other => throw Bad(name, other, "a string"),
     };
 
-    private double Number(string name, double missing) => Find(name) switch
+    public double Number(string name, double missing) => Find(name) switch
     {
         null => missing,
         JsonValue v when v.TryGetValue(out double number) => number,

@@ -30,7 +30,8 @@ internal static class Heads
     public static Tensor Attend(AttentionInput a, double scale, double dropout, Pass pass)
     {
         long[] shape = a.Query.shape;                                                    // [batch, heads, tokens, head width]
-        long keys = a.Key.shape[2], slices = shape[0] * shape[1], width = shape[3];
+        long keys = a.Key.shape[2], slices = shape[0] * a.Key.shape[1], width = shape[3];
+        // Heads of queries that share a head of keys lie one after the other: one product serves them all.
         Tensor query = (scale == 1 ? a.Query : a.Query * scale).reshape(slices, -1, width);
         // Keys are copied as they lie; the transposition is left to the product.
         Tensor scores = query.bmm(a.Key.reshape(slices, keys, width).transpose(1, 2)).view(shape[0], shape[1], -1, keys);

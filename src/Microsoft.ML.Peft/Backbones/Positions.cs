@@ -17,9 +17,9 @@ internal static class Positions
     /// <param name="pass">The running forward pass.</param>
     public static void Check(TokenBatch batch, BackboneConfig config, Pass pass)
     {
-        long own = batch.Ids.shape[1], inserted = pass.Layout.Inserted, shift = pass.Patches.PositionShift;
+        long own = batch.Ids.shape[1], inserted = pass.Layout.Inserted, shift = pass.Patches.PositionShift + pass.Layout.PastTokens;
         if (own + inserted + shift <= config.MaxTokens) return;
-        string prompts = inserted + shift == 0 ? "" : $" and {inserted + shift} of a prompt";
+        string prompts = inserted + shift == 0 ? "" : $" and {inserted + shift} of a prompt{(pass.Layout.Past is null ? "" : " or a cache")}";
         throw new ArgumentException(
             $"A row has {own} tokens{prompts}, but this {config.ModelType} backbone takes at most {config.MaxTokens}; truncate the text (maxTokens)"
             + (prompts.Length == 0 ? "." : " or shorten the prompt."));
@@ -32,7 +32,8 @@ internal static class Positions
     {
         int shift = pass.Patches.PositionShift;
         if (batch.PositionIds is { } given) return Given(given, 0, shift, pass.Layout);
-        return arange(shift, shift + pass.Layout.Tokens, ScalarType.Int64, batch.Ids.device).unsqueeze(0);
+        long first = shift + pass.Layout.PastTokens;
+        return arange(first, first + pass.Layout.Tokens, ScalarType.Int64, batch.Ids.device).unsqueeze(0);
     }
 
     /// <summary>Positions counted over the tokens that are not padding, from pad + 1; padding has pad.</summary>

@@ -16,6 +16,12 @@ public interface IWeightSource
     /// <param name="name">Name inside the base model, without its prefix.</param>
     /// <param name="shape">Expected shape.</param>
     Tensor Load(string name, params long[] shape);
+
+    /// <summary>Gives a matrix that files keep transposed, the right way round.</summary>
+    /// <param name="name">Name inside the base model, without its prefix.</param>
+    /// <param name="rows">Rows of the result: columns in the file.</param>
+    /// <param name="columns">Columns of the result: rows in the file.</param>
+    Tensor LoadTransposed(string name, long rows, long columns) => Load(name, columns, rows).t().contiguous();
 }
 
 /// <summary>The weights of an existing backbone, shared, with some replaced.</summary>

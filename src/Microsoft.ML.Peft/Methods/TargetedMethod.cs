@@ -153,7 +153,7 @@ public abstract class TargetedMethod : PeftMethod
     private static bool StandsForRole(string name) => name == AllLinear || Role(name) is not null;
 
     private static bool IsRole(WeightSite site, string name) =>
-        name == AllLinear ? site is Projection : Role(name) is { } role && site.Role == role;
+        name == AllLinear ? site is Projection and not { Role: SiteRole.LanguageHead } : Role(name) is { } role && site.Role == role;
 
     private static SiteRole? Role(string name) =>
         char.IsAsciiLetterUpper(name[0]) && Enum.TryParse(name, out SiteRole role) && Enum.IsDefined(role) ? role : null;

@@ -57,6 +57,11 @@ public sealed class TextBackboneFixtureTests
     {
         using var c = new FixtureCase(Path.Combine(Shared.Fixtures, "text-backbones", name));
         using var scope = NewDisposeScope();
+        if (c.Has("left.input_ids"))
+        {
+            new DecoderRun(c, ModelFolder(c)).Run(TestContext);
+            return;
+        }
         using CheckpointFolder folder = CheckpointFolder.Open(ModelFolder(c));
         if (c.Text("head") == "seq2seq")
         {
@@ -253,7 +258,7 @@ public sealed class TextBackboneFixtureTests
     }
 
     // A trainable copy of a site's numbers, to read gradients that a frozen site does not have.
-    private sealed class Copy : WeightPatch
+    internal sealed class Copy : WeightPatch
     {
         public Copy(WeightSite site)
         {
@@ -271,22 +276,23 @@ public sealed class TextBackboneFixtureTests
     }
 
     // Looks at attention from inside: a patch that computes the probabilities and changes nothing.
-    private sealed class Watch
+    internal sealed class Watch
     {
         public Watch(Backbone backbone) => Table = new PatchTable(
-            backbone.Sites.OfType<AttentionCore>().Select(s => KeyValuePair.Create<Site, Patch>(s, new Look(this))));
+            backbone.Sites.OfType<AttentionCore>().Select(s => KeyValuePair.Create<Site, Patch>(s, new Look(this, s))));
 
         public PatchTable Table { get; }
 
         public List<Tensor> Probabilities { get; } = [];
 
-        private sealed class Look(Watch watch) : AttentionPatch
+        private sealed class Look(Watch watch, AttentionCore core) : AttentionPatch
         {
             public override bool Trainable => false;
 
             public override Tensor Around(AttentionInput input, Func<AttentionInput, Tensor> next, Pass pass)
             {
-                Tensor scores = input.Query.matmul(input.Key.transpose(-1, -2)) / Math.Sqrt(input.Query.shape[^1]);
+                Tensor key = core.KeyHeads == core.Heads ? input.Key : input.Key.repeat_interleave(core.Heads / core.KeyHeads, 1);
+                Tensor scores = input.Query.matmul(key.transpose(-1, -2)) * core.Scale;
                 // The scope that is current here ends with its layer.
                 watch.Probabilities.Add((input.Bias is null ? scores : scores + input.Bias).softmax(-1).DetachFromDisposeScope());
                 return next(input);

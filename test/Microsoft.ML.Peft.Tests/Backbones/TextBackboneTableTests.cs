@@ -29,14 +29,17 @@ public sealed class TextBackboneTableTests
         {
             JsonObject config = model!["config"]!.AsObject();
             if (!BackboneLoader.ModelTypes.Contains((string)config["model_type"]!)) continue;
-            if (!((string)model["class"]!).EndsWith("Model", StringComparison.Ordinal)) continue;
+            string kind = (string)model["class"]!;
+            bool head = kind.EndsWith("LMHeadModel", StringComparison.Ordinal) || kind.EndsWith("ForCausalLM", StringComparison.Ordinal);
+            if (!head && !kind.EndsWith("Model", StringComparison.Ordinal)) continue;
             using var scope = NewDisposeScope();
-            var shapes = new Shapes();
-            using Backbone backbone = BackboneLoader.Build(config, shapes);
+            var shapes = new Shapes([.. model["tied"]?.AsArray().Select(t => (string)t!) ?? []]);
+            using Backbone backbone = BackboneLoader.Build(config, shapes, languageHead: head);
             Assert.AreEqual((long)model["parameters"]!, backbone.ParameterCount, name);
             Assert.AreEqual((int)model["tensors"]!, shapes.Count, name);
             foreach ((string tensor, JsonNode? shape) in model["first_layer_shapes"]!.AsObject())
-                if (shapes.ByName.TryGetValue(tensor, out long[]? found))
+                if (shapes.ByName.TryGetValue(tensor, out long[]? found)
+                    || shapes.ByName.TryGetValue(tensor.Replace(backbone.Prefix + ".", "", StringComparison.Ordinal), out found))
                     CollectionAssert.AreEqual(shape!.AsArray().Select(s => (long)s!).ToArray(), found, $"{name} {tensor}");
             compared++;
         }
@@ -45,19 +48,21 @@ public sealed class TextBackboneTableTests
     }
 
     // Any shape in one number of memory.
-    private sealed class Shapes : IWeightSource
+    private sealed class Shapes(HashSet<string> tied) : IWeightSource
     {
         public Dictionary<string, long[]> ByName { get; } = [];
 
         public int Count => ByName.Count;
 
-        public bool Has(string name) => true;
+        public bool Has(string name) => !tied.Contains(name);
 
         public Tensor Load(string name, params long[] shape)
         {
             ByName[name] = shape;
             return empty([1]).expand(shape);
         }
+
+        public Tensor LoadTransposed(string name, long rows, long columns) => Load(name, columns, rows).t();
     }
 
     [TestMethod]
@@ -69,6 +74,34 @@ public sealed class TextBackboneTableTests
         Tensor x = c["activation.x"];
         foreach (string name in c.Names.Where(n => n.StartsWith("activation.", StringComparison.Ordinal) && n != "activation.x"))
             worst.Compare(name, Activations.Get(name["activation.".Length..])(x), c[name], 2e-6);
+        worst.Done(TestContext);
+    }
+
+    [TestMethod]
+    public void RotaryFrequenciesEqualReference()
+    {
+        using var c = new FixtureCase(Path.Combine(Shared.Root, "fixtures", "text-backbones", "tables"));
+        using var scope = NewDisposeScope();
+        var worst = new Worst();
+        var later = new List<string>();
+        foreach (JsonProperty setting in c.Json.GetProperty("config").GetProperty("rope").EnumerateObject())
+        {
+            JsonObject rope = JsonNode.Parse(setting.Value.GetProperty("rope").GetRawText())!.AsObject();
+            var raw = new JsonObject { ["rope_parameters"] = rope };
+            int width = setting.Value.GetProperty("head_dim").GetInt32(), longest = setting.Value.GetProperty("max_position_embeddings").GetInt32();
+            if (!RotaryAngles.Types.Contains((string?)rope["rope_type"]))
+            {
+                StringAssert.Contains(Assert.ThrowsExactly<CheckpointFormatException>(() => RotaryAngles.Read(raw, width, longest)).Message, (string)rope["rope_type"]!);
+                later.Add(setting.Name);
+                continue;
+            }
+            RotaryAngles angles = RotaryAngles.Read(raw, width, longest);
+            Tensor expected = c[$"rope.{setting.Name}.inv_freq"];
+            Tensor found = tensor(angles.Inverse(setting.Value.TryGetProperty("seq_len", out JsonElement length) ? length.GetInt64() : 0));
+            worst.Compare(setting.Name, found / expected, ones_like(expected), 1e-6);
+            worst.Compare($"{setting.Name} multiplier", angles.Multiplier - setting.Value.GetProperty("cos_sin_multiplier").GetDouble(), 1e-9);
+        }
+        TestContext.WriteLine($"not supported, refused by name: {string.Join(", ", later)}");
         worst.Done(TestContext);
     }
 

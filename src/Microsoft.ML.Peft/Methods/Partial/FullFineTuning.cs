@@ -38,6 +38,9 @@ public sealed class FullFineTuningOptions : PeftMethod
         using var scope = NewDisposeScope();
         var adaptation = new PeftAdaptation(this, backbone);
         foreach (WeightSite site in Sites(backbone)) TrainedCopies.Whole(adaptation, site);
+        // What is tied stays tied: one trained table in both places.
+        foreach (Projection site in backbone.Sites.OfType<Projection>())
+            if (site.TiedTo is { } table && adaptation.Find($"{backbone.PathOf(table)}.weight") is { } weight) adaptation.Attach(site, new CopyPatch(weight, null));
         return adaptation;
     }
 
@@ -45,5 +48,5 @@ public sealed class FullFineTuningOptions : PeftMethod
     public override long CountTrainable(Backbone backbone) => Sites(backbone).Sum(TrainedCopies.Count);
 
     private IEnumerable<WeightSite> Sites(Backbone backbone) =>
-        backbone.Sites.OfType<WeightSite>().Where(site => TrainEmbeddings || site is not Embedding);
+        backbone.Sites.OfType<WeightSite>().Where(site => (TrainEmbeddings || site is not Embedding) && site is not Projection { TiedTo: not null });
 }

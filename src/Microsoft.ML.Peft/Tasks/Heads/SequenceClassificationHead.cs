@@ -10,15 +10,18 @@ namespace Microsoft.ML.Peft.Tasks;
 /// <summary>
 /// Scores of a whole row, <c>[batch, outputs]</c>, by the head that the family's task model has in Hugging Face, under
 /// the same names: BERT and ALBERT a linear map on the pooler; RoBERTa, MPNet and ELECTRA a dense layer first; DistilBERT
-/// likewise with ReLU. Or one linear map on the mean or the first token.
+/// likewise with ReLU; decoders a linear map without bias on the last real token. Or one linear map on the mean or the first
+/// token.
 /// </summary>
 public sealed class SequenceClassificationHead : Head
 {
     private readonly Pooling _pooling;
-    private readonly bool _usesPooler, _dropsFirst;
+    private readonly bool _usesPooler, _dropsFirst, _readsLast;
+    private readonly int? _padId;
     private readonly double _dropout;
     private readonly NamedParameter? _denseWeight, _denseBias;
-    private readonly NamedParameter _outWeight, _outBias;
+    private readonly NamedParameter _outWeight;
+    private readonly NamedParameter? _outBias;
     private readonly Func<Tensor, Tensor> _activation = x => x;
 
     /// <summary>Makes a head with fresh weights, normal with the backbone's initializer range.</summary>
@@ -31,6 +34,8 @@ public sealed class SequenceClassificationHead : Head
     {
         if (outputs < 1) throw new ArgumentOutOfRangeException(nameof(outputs), outputs, "A head needs at least one output.");
         BackboneConfig config = backbone.Config;
+        if (backbone.Causal && pooling == Pooling.FirstToken)
+            throw new ArgumentException($"Pooling.FirstToken: the first token of a {config.ModelType} backbone sees nothing of the text; use Family (the last token) or Mean.", nameof(pooling));
         _pooling = pooling;
         _dropout = dropout ?? config.ClassifierDropout ?? config.HiddenDropout;
         string family = pooling == Pooling.Family ? config.ModelType : "";
@@ -65,9 +70,14 @@ public sealed class SequenceClassificationHead : Head
                 (_denseWeight, _denseBias) = (Weight("pre_classifier.weight", config.HiddenSize, config.HiddenSize), Bias("pre_classifier.bias", config.HiddenSize));
                 _activation = x => x.relu();
                 break;
+            case not "" when backbone.Causal:
+                _readsLast = true;
+                _padId = config.Raw["pad_token_id"] is null ? null : config.PadId;
+                last = "score";
+                break;
         }
         _outWeight = Weight(last + ".weight", outputs, config.HiddenSize);
-        _outBias = Bias(last + ".bias", outputs);
+        if (!_readsLast) _outBias = Bias(last + ".bias", outputs);
         Outputs = outputs;
     }
 
@@ -75,13 +85,14 @@ public sealed class SequenceClassificationHead : Head
     public int Outputs { get; }
 
     /// <inheritdoc/>
-    public override bool ReadsFirstTokenOnly => _pooling != Pooling.Mean;
+    public override bool ReadsFirstTokenOnly => _pooling != Pooling.Mean && !_readsLast;
 
     /// <inheritdoc/>
     public override Tensor Features(Backbone backbone, BackboneOutput output, Pass pass) => _pooling switch
     {
         Pooling.Mean => Pooled.Mean(output),
         _ when _usesPooler => backbone.Pool(output, pass),
+        _ when _readsLast => output.LastReal(_padId),
         _ => output.First(),
     };
 
@@ -95,6 +106,6 @@ public sealed class SequenceClassificationHead : Head
             if (_dropsFirst) x = pass.Dropout(x, _dropout);
             x = _activation(nn.functional.linear(x, _denseWeight.Value, _denseBias!.Value));
         }
-        return nn.functional.linear(pass.Dropout(x, _dropout), _outWeight.Value, _outBias.Value);
+        return nn.functional.linear(pass.Dropout(x, _dropout), _outWeight.Value, _outBias?.Value);
     }
 }
