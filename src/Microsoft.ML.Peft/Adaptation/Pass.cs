@@ -151,7 +151,7 @@ public sealed class Pass
     public bool Checkpointing { get; init; }
 
     /// <summary>True to return the hidden states of all layers.</summary>
-    public bool KeepHiddenStates { get; init; }
+    public bool KeepHiddenStates { get; set; }
 
     /// <summary>
     /// True where nothing but each row's own first token is read after the last layer: that layer then makes no other where

@@ -52,6 +52,12 @@ public abstract class PeftMethod
     /// <summary>The <c>peft_type</c> of Hugging Face PEFT, or null where the method does not exist there.</summary>
     public virtual string? HuggingFaceType => null;
 
+    /// <summary>
+    /// True where exchanged files name the modules of renamed families (ViT) as Transformers 5 has them in memory, false for
+    /// the names of their checkpoints, which Transformers 4 has.
+    /// </summary>
+    internal virtual bool NamesOfMemory(Backbone backbone) => true;
+
     /// <summary>What stands before the names of the task model in exchanged files.</summary>
     internal virtual string FilePrefix => "base_model.model.";
 

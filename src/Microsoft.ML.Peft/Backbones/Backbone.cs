@@ -345,7 +345,8 @@ public abstract partial class Backbone : IDisposable
     /// <param name="name">Module path.</param>
     public Site? FindSite(string name)
     {
-        string bare = name.StartsWith(Prefix + ".", StringComparison.Ordinal) ? name[(Prefix.Length + 1)..] : name;
+        string stored = Checkpoints.ModuleNames.ToCheckpoint(Config.ModelType, name);
+        string bare = stored.StartsWith(Prefix + ".", StringComparison.Ordinal) ? stored[(Prefix.Length + 1)..] : stored;
         return _sites.FirstOrDefault(s => s.Name == bare);
     }
 

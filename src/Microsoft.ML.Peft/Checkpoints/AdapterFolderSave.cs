@@ -70,13 +70,16 @@ public sealed partial class AdapterFolder
             bool bare = AdapterConfig.Get<string?>(config, "task_type", null) == "FEATURE_EXTRACTION" && head is null;
             var writer = new SafetensorsWriter();
             writer.Metadata["format"] = "pt";
-            string KeyOf(NamedParameter p) => p.FileKey ?? AdapterKeys.KeyOf(p.Name, adaptation.Backbone, bare, exchanged.Method.FilePrefix);
+            bool memory = exchanged.Method.NamesOfMemory(adaptation.Backbone);
+            string Named(string name) => AdapterKeys.KeyOf(
+                memory ? ModuleNames.ToMemory(adaptation.Backbone.Config.ModelType, name) : name, adaptation.Backbone, bare, exchanged.Method.FilePrefix);
+            string KeyOf(NamedParameter p) => p.FileKey ?? Named(p.Name);
             using var scope = TorchSharp.torch.NewDisposeScope();
             foreach (IGrouping<string, NamedParameter> tensor in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved).GroupBy(KeyOf))
                 AdapterTensors.Add(writer, tensor.Key, tensor.Count() == 1 ? tensor.First().Value : TorchSharp.torch.cat([.. tensor.Select(p => p.Value.detach())]));
             foreach (NamedParameter shared in exchanged.Parameters.Where(p => p.Exchanged && p.Saved))
                 foreach (string copy in shared.Copies)
-                    AdapterTensors.Add(writer, AdapterKeys.KeyOf(copy, adaptation.Backbone, bare, exchanged.Method.FilePrefix), shared.Value);
+                    AdapterTensors.Add(writer, Named(copy), shared.Value);
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);
         }
         finally

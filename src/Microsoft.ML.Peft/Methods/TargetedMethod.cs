@@ -168,6 +168,19 @@ public abstract class TargetedMethod : PeftMethod
             + $"{(ExcludeTargets.Length > 0 || ExcludePattern is not null ? ", exclusions applied" : "")}). Candidates: {string.Join(", ", Candidates(backbone, all))}.{(near.Length > 0 ? $" Near names: {NearNames.List(near)}." : "")}");
     }
 
+    /// <inheritdoc/>
+    internal override bool NamesOfMemory(Backbone backbone)
+    {
+        // As the targets are spelled, so is the file; where they are roles, as it is done today.
+        string[] names = [.. Targets.Where(name => !StandsForRole(name))];
+        if (names.Length == 0 && TargetPattern is null) return true;
+        var matcher = new TargetMatcher(new TargetRule { Targets = names, Pattern = TargetPattern });
+        string[] paths = [.. backbone.Sites.OfType<WeightSite>().Select(backbone.PathOf)];
+        bool Any(Func<string, string> spelled) => paths.Any(path => spelled(path) != path && matcher.Match(spelled(path)) == TargetMatch.Matched);
+        string Memory(string path) => ModuleNames.ToMemory(backbone.Config.ModelType, path);
+        return Any(Memory) || !paths.Any(path => Memory(path) != path && matcher.Match(path) == TargetMatch.Matched);
+    }
+
     // A name that a user wrote and that names nothing is a typing error, even where other names match.
     private void CheckEach(Backbone backbone, WeightSite[] all)
     {
@@ -247,22 +260,25 @@ public abstract class TargetedMethod : PeftMethod
         if (plain && names.Length < 20) return names;
         WeightSite[] all = [.. backbone.Sites.OfType<WeightSite>()];
         List<string> named = Expand(names.Length > 0 ? names : DefaultRoles.Select(r => r.ToString()), [.. all.Select(s => (s, backbone.PathOf(s)))]);
-        if (!selected) return named;
+        Func<string, string> spelled = NamesOfMemory(backbone) ? path => ModuleNames.ToMemory(backbone.Config.ModelType, path) : path => path;
+        if (!selected) return [.. named.Select(spelled)];
         // The layers are a field of their own, which does not filter whole paths: names of the role in all layers, then.
         HashSet<WeightSite> chosen = Layers.Length == 0 ? [.. SelectSites(backbone)]
             : [.. all.Where(s => named.Any(name => TargetMatcher.Names(name, backbone.PathOf(s))))];
-        if (Layers.Length == 0 && names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(backbone.PathOf)];
-        return Shortened(backbone, chosen);
+        if (Layers.Length == 0 && names.Contains(AllLinear) && chosen.Count < 20) return [.. chosen.Select(site => spelled(backbone.PathOf(site)))];
+        return Shortened(backbone, chosen, spelled);
     }
 
     // Names of the adapted modules and of no others, whatever the other options say.
-    private IReadOnlyList<string> Chosen(Backbone backbone) => Shortened(backbone, [.. SelectSites(backbone)]);
+    private IReadOnlyList<string> Chosen(Backbone backbone) => Shortened(backbone, [.. SelectSites(backbone)],
+        NamesOfMemory(backbone) ? path => ModuleNames.ToMemory(backbone.Config.ModelType, path) : path => path);
 
-    private static IReadOnlyList<string> Shortened(Backbone backbone, HashSet<WeightSite> chosen)
+    private static IReadOnlyList<string> Shortened(Backbone backbone, HashSet<WeightSite> chosen, Func<string, string> spelled)
     {
         // Names of the whole model's other linear maps, so that a shortened list names nothing there by accident.
         string[] elsewhere = ["classifier.dense", "classifier.out_proj", "lm_head.dense", "cls.predictions.transform.dense"];
-        return TargetMatcher.Shorten(chosen.Select(backbone.PathOf), backbone.Sites.OfType<WeightSite>().Where(s => !chosen.Contains(s)).Select(backbone.PathOf).Concat(elsewhere));
+        string Path(WeightSite site) => spelled(backbone.PathOf(site));
+        return TargetMatcher.Shorten(chosen.Select(Path), backbone.Sites.OfType<WeightSite>().Where(s => !chosen.Contains(s)).Select(Path).Concat(elsewhere));
     }
 
     private static (string[] Names, string? Pattern) NamesOrPattern(JsonObject config, string field) => config[field] switch

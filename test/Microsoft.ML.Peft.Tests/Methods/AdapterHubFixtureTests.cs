@@ -25,7 +25,11 @@ public class AdapterHubFixtureTests
 
     private static Tensor Run(Fixture fixture, Backbone backbone, PatchTable worn)
     {
-        var tokens = new TokenBatch(fixture["input_ids"], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null);
+        TokenBatch tokens = fixture.Has("pixel_values") ? TokenBatch.OfImages(fixture["pixel_values"])
+            : new(fixture["input_ids"], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null)
+            {
+                DecoderIds = fixture.Has("decoder_input_ids") ? fixture["decoder_input_ids"] : null,
+            };
         return backbone.Forward(tokens, new Pass(worn)).Last;
     }
 

@@ -107,13 +107,19 @@ internal sealed class TinyBase : IDisposable
             return;
         }
         using CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
-        Backbone = BackboneLoader.Load(checkpoint);
-        string architecture = (string?)Backbone.Config.Raw["architectures"]?[0] ?? "";
+        string architecture = (string?)BackboneLoader.ReadConfig(checkpoint.Files)["architectures"]?[0] ?? "";
+        bool writes = architecture.EndsWith("ForConditionalGeneration", StringComparison.Ordinal);
+        Backbone = BackboneLoader.Load(checkpoint, languageHead: writes);
+        if (writes)
+        {
+            Head = new Tasks.SequenceToSequenceHead(Backbone);
+            return;
+        }
         using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(folder, "model.safetensors"));
         string? last = new[] { "classifier", "qa_outputs" }.FirstOrDefault(n => weights.Contains(n + ".weight"));
         if (last is null) return;
         using Tensor weight = Fixture.Read(weights, last + ".weight");
-        Head = architecture.EndsWith("ForSequenceClassification", StringComparison.Ordinal)
+        Head = architecture.EndsWith("ForSequenceClassification", StringComparison.Ordinal) || architecture.EndsWith("ForImageClassification", StringComparison.Ordinal)
             ? new Tasks.SequenceClassificationHead(Backbone, (int)weight.shape[0])
             : new EveryTokenHead(last, weight.shape[0], weight.shape[1]);
         foreach (NamedParameter parameter in Head.Parameters)
@@ -173,14 +179,25 @@ internal sealed class FixtureBatch(Fixture fixture)
     private readonly Tensor? _starts = fixture.Has("in/start_positions") ? fixture["in/start_positions"] : null;
     private readonly Tensor? _ends = fixture.Has("in/end_positions") ? fixture["in/end_positions"] : null;
 
+    // The base says which of the last layer's states its cases record.
+    private readonly bool _beforeNorm = fixture.Text("base") is { } name
+        && Path.Combine(Path.GetDirectoryName(fixture.Folder)!, name, "base.json") is var file && File.Exists(file)
+        && ((string?)JsonNode.Parse(File.ReadAllText(file))!["tensors"]?["hidden"])?.Contains("before the final layer norm", StringComparison.Ordinal) == true;
+
     public TokenBatch Tokens { get; } = fixture.Has("in/input_ids")
         ? new(fixture["in/input_ids"], fixture["in/attention_mask"], fixture.Has("in/token_type_ids") ? fixture["in/token_type_ids"] : null)
-        : PlainBase.Batch(fixture);
+        : fixture.Has("in/pixel_values") ? TokenBatch.OfImages(fixture["in/pixel_values"]) : PlainBase.Batch(fixture);
+
+    /// <summary>The batch as a backbone reads it: a decoder's tokens are the labels, shifted right.</summary>
+    public TokenBatch TokensFor(Backbone backbone) => backbone.Config.DecoderStart is null
+        ? Tokens
+        : Tokens with { DecoderIds = Tasks.SequenceToSequenceHead.DecoderIds(_labels!, backbone.Config) };
 
     public (Tensor Logits, Tensor Hidden) Forward(Backbone backbone, Head? head, Pass pass)
     {
-        BackboneOutput output = backbone.Forward(Tokens, pass);
-        return (head is null ? output.Last : head.Forward(backbone, output, pass), output.Last);
+        pass.KeepHiddenStates |= _beforeNorm;
+        BackboneOutput output = backbone.Forward(TokensFor(backbone), pass);
+        return (head is null ? output.Last : head.Forward(backbone, output, pass), _beforeNorm ? output.HiddenStates![^1] : output.Last);
     }
 
     public Tensor Loss(Tensor logits)

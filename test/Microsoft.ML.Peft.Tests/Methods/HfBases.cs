@@ -3,6 +3,7 @@
 using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.Methods;
@@ -16,6 +17,7 @@ internal static class HfBases
     public static NamedParameter? Find(string key, PeftAdaptation adaptation, TinyBase tiny)
     {
         string name = key.StartsWith("base_model.model.", StringComparison.Ordinal) ? key["base_model.model.".Length..] : key;
+        name = ModuleNames.ToCheckpoint(tiny.Backbone.Config.ModelType, name);
         return adaptation.Find(name) ?? tiny.Head?.Parameters.FirstOrDefault(p => p.Name == name) ?? adaptation.Find($"{tiny.Backbone.Prefix}.{name}");
     }
 

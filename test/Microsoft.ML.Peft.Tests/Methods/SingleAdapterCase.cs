@@ -116,13 +116,17 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         bool bare = head is null;
         string Key(NamedParameter p) => "base_model.model." + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
         Dictionary<string, long[]> ours = adaptation.Parameters.Concat(head?.Parameters ?? []).Where(p => p.Trainable).ToDictionary(Key, p => p.Value.shape);
-        if (AdapterConfig.Get<string?>(JsonNode.Parse(File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json")))!.AsObject(), "task_type", null) is null)
-            foreach (NamedParameter p in head?.Parameters ?? []) ours.Remove(Key(p));
+        var config = JsonNode.Parse(File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json")))!.AsObject();
+        IReadOnlyList<string> whole = AdapterConfig.List<string>(config, "modules_to_save");
+        if (AdapterConfig.Get<string?>(config, "task_type", null) is null)
+            foreach (NamedParameter p in head?.Parameters ?? [])
+                if (!whole.Any(module => TargetMatcher.Names(module, p.Name[..p.Name.LastIndexOf('.')]))) ours.Remove(Key(p));
         long count = 0;
         foreach (JsonNode? entry in fixture.Json["trainable"]!.AsArray())
         {
             string name = ((string)entry![0]!).Replace(".modules_to_save.default", "", StringComparison.Ordinal).Replace(".default", "", StringComparison.Ordinal);
             if (name.EndsWith(".lora_magnitude_vector.weight", StringComparison.Ordinal)) name = name[..^".weight".Length];
+            name = ModuleNames.ToCheckpoint(backbone.Config.ModelType, name);
             long[] shape = [.. entry[1]!.AsArray().Select(n => (long)n!)];
             count += shape.Aggregate(1L, (a, b) => a * b);
             if (!ours.Remove(name, out long[]? found)) deviations.Fail($"{fixture.Name}: {name} should be trained");
