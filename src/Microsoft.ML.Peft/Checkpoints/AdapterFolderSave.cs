@@ -100,7 +100,7 @@ public sealed partial class AdapterFolder
         {
             config["peft_type"] = adaptation.Method.HuggingFaceType;
             adaptation.Method.WriteHuggingFace(config, adaptation.Backbone);
-            AddHeadModules(config, adaptation.Backbone, head);
+            if (config.ContainsKey("modules_to_save")) AddHeadModules(config, adaptation.Backbone, head);
         }
         else
         {
