@@ -107,12 +107,12 @@ internal sealed class TinyBase : IDisposable
             return;
         }
         using CheckpointFolder checkpoint = CheckpointFolder.Open(folder);
-        string architecture = (string?)BackboneLoader.ReadConfig(checkpoint.Files)["architectures"]?[0] ?? "";
-        bool writes = architecture.EndsWith("ForConditionalGeneration", StringComparison.Ordinal);
-        Backbone = BackboneLoader.Load(checkpoint, languageHead: writes);
-        if (writes)
+        string architecture = Architecture(folder);
+        bool causal = WritesOn(architecture), translates = architecture.EndsWith("ForConditionalGeneration", StringComparison.Ordinal);
+        Backbone = BackboneLoader.Load(checkpoint, languageHead: causal || translates);
+        if (causal || translates)
         {
-            Head = new Tasks.SequenceToSequenceHead(Backbone);
+            Head = causal ? new Tasks.CausalLanguageHead(Backbone) : new Tasks.SequenceToSequenceHead(Backbone);
             return;
         }
         using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(folder, "model.safetensors"));
@@ -129,6 +129,17 @@ internal sealed class TinyBase : IDisposable
             _start[parameter.Name] = value.clone().DetachFromDisposeScope();
         }
     }
+
+    /// <summary>The class of the model in Hugging Face, or nothing.</summary>
+    public static string Architecture(string folder)
+    {
+        string config = Path.Combine(folder, "config.json");
+        return File.Exists(config) ? (string?)JsonNode.Parse(File.ReadAllText(config))!["architectures"]?[0] ?? "" : "";
+    }
+
+    /// <summary>True for a causal language model, whose scores are for the next token.</summary>
+    public static bool WritesOn(string architecture) =>
+        architecture.EndsWith("ForCausalLM", StringComparison.Ordinal) || architecture.EndsWith("LMHeadModel", StringComparison.Ordinal);
 
     public Backbone Backbone { get; }
 
@@ -177,6 +188,7 @@ internal sealed class FixtureBatch(Fixture fixture)
     private readonly Tensor? _labels = fixture.Has("in/labels") ? fixture["in/labels"] : null;
     private readonly Tensor? _target = fixture.Has("in/target") ? fixture["in/target"] : null;
     private readonly Tensor? _starts = fixture.Has("in/start_positions") ? fixture["in/start_positions"] : null;
+    private readonly bool _causal = fixture.Text("base") is { } folder && TinyBase.WritesOn(TinyBase.Architecture(fixture.PathOf("..", folder)));
     private readonly Tensor? _ends = fixture.Has("in/end_positions") ? fixture["in/end_positions"] : null;
 
     // The base says which of the last layer's states its cases record.
@@ -209,6 +221,7 @@ internal sealed class FixtureBatch(Fixture fixture)
         }
         if (_starts is not null)
             return (nn.functional.cross_entropy(logits.select(-1, 0), _starts) + nn.functional.cross_entropy(logits.select(-1, 1), _ends!)) / 2;
+        if (_causal) return Tasks.CausalLanguageHead.Loss(logits, _labels!);
         return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[^1]), _labels!.reshape(-1));
     }
 }
