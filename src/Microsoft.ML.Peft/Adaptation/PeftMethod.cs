@@ -58,6 +58,9 @@ public abstract class PeftMethod
     /// </summary>
     internal virtual bool NamesOfMemory(Backbone backbone) => true;
 
+    /// <summary>False where exchanged files hold no copy of the word tables that are adapted, whatever the targets are called.</summary>
+    internal virtual bool StoresTables => true;
+
     /// <summary>What stands before the names of the task model in exchanged files.</summary>
     internal virtual string FilePrefix => "base_model.model.";
 

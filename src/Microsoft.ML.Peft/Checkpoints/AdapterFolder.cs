@@ -196,6 +196,7 @@ public sealed partial class AdapterFolder : IDisposable
             }
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
             {
+                if (IsStoredTable(key, name, backbone)) continue;
                 // Old versions wrote the trained bias of an adapted module under the module's own name.
                 string now = name.EndsWith(".bias", StringComparison.Ordinal) ? name[..^5] + ".base_layer.bias" : name;
                 if (!Take(open, now, out target))

@@ -80,6 +80,8 @@ public sealed partial class AdapterFolder
             foreach (NamedParameter shared in exchanged.Parameters.Where(p => p.Exchanged && p.Saved))
                 foreach (string copy in shared.Copies)
                     AdapterTensors.Add(writer, Named(copy), shared.Value);
+            foreach (WeightSite table in StoredTables(exchanged, config))
+                AdapterTensors.Add(writer, Named(adaptation.Backbone.PathOf(table) + BaseWeight), table.Weight);
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);
         }
         finally

@@ -81,8 +81,9 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             deviations.Add("start s B A", $"{fixture.Name} {key}", oursB.matmul(oursA) * lora.ScaleAt(path), b.matmul(a) * lora.ScaleAt(path), 2e-5);
             deviations.Add("start |B|", $"{fixture.Name} {keyB}", oursB.abs(), b.abs(), 1e-4);
             if (!fixture.Has($"init_base/{path}.weight")) continue;
-            Tensor rest = ((WeightSite)tiny.Backbone.FindSite(path)!).Weight - oursB.matmul(oursA) * lora.ScaleAt(path);
-            deviations.Add("changed base", $"{fixture.Name} {path}", rest, fixture[$"init_base/{path}.weight"], 2e-5);
+            var site = (WeightSite)tiny.Backbone.FindSite(path)!;
+            Tensor rest = site.Weight - oursB.matmul(oursA) * lora.ScaleAt(path);
+            deviations.Add("changed base", $"{fixture.Name} {path}", AsStored(site, rest), fixture[$"init_base/{path}.weight"], 2e-5);
         }
     }
 
@@ -180,9 +181,11 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             bool bias = name.EndsWith(".bias", StringComparison.Ordinal);
             var site = (WeightSite?)folded.FindSite(name[..name.LastIndexOf('.')]);
             if (site is null) deviations.Fail($"{fixture.Name}: no site for merged/{name}");
-            else deviations.Add("merged weight", $"{fixture.Name} {name}", bias ? site.Bias! : site.Weight, expected, Tolerance("merged"));
+            else deviations.Add("merged weight", $"{fixture.Name} {name}", bias ? site.Bias! : AsStored(site, site.Weight), expected, Tolerance("merged"));
         }
     }
+
+    private static Tensor AsStored(WeightSite site, Tensor weight) => site is Projection { StoredTransposed: true } ? weight.t() : weight;
 
     /// <summary>Eight steps on the batch of the case, with the losses before each and after the last, and the first gradients.</summary>
     public static void Train(Fixture fixture, Deviations deviations, PeftAdaptation adaptation, TinyBase tiny, PlainAdamW optimizer, double tolerance, Head? head)

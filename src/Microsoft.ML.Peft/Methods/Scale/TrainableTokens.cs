@@ -51,6 +51,9 @@ public sealed class TrainableTokensOptions : SiteMethod
     [JsonIgnore]
     protected override (bool Exclude, bool Layers) TargetFields => (false, false);
 
+    [JsonIgnore]
+    internal override bool StoresTables => false;
+
     /// <inheritdoc/>
     [JsonIgnore]
     public override string Formula => "n d";
@@ -87,12 +90,18 @@ public sealed class TrainableTokensOptions : SiteMethod
         var delta = new NamedParameter(name, InitWeights ? TrainedCopies.Copy(site.Weight.index_select(0, ids))
             : new Draws(seed, name).Normal(1, TokenIndices.Length, width).to(site.Weight.device))
         {
-            Copies = [.. TiedModules.Select(module => module + Suffix)],
+            Copies = [.. TiedModules.Union(FromFile ? [] : Tied(adaptation, site).Select(adaptation.Backbone.PathOf)).Select(module => module + Suffix)],
             Decay = false,
         };
         adaptation.Add(delta);
-        adaptation.Attach(site, new TokenRowsPatch(delta, adaptation.Add(TokenRowsPatch.Places(path, rows, ids)), ids.numel()));
+        var patch = new TokenRowsPatch(delta, adaptation.Add(TokenRowsPatch.Places(path, rows, ids)), ids.numel());
+        adaptation.Attach(site, patch);
+        foreach (Projection head in Tied(adaptation, site)) adaptation.Attach(head, new RewritePatch(patch.Rewrite));
     }
+
+    // Output layers that score by the same table.
+    private static IEnumerable<Projection> Tied(PeftAdaptation adaptation, WeightSite site) =>
+        adaptation.Backbone.Sites.OfType<Projection>().Where(head => ReferenceEquals(head.TiedTo, site));
 
     /// <inheritdoc/>
     protected override long CountSite(WeightSite site, string path) => TokenIndices.Length * site.Weight.shape[1];
