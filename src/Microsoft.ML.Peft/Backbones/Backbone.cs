@@ -194,7 +194,9 @@ public abstract partial class Backbone : IDisposable
         Tensor hidden;
         if (Config.DecoderStart is { } start)
         {
+            if (batch.Encoded is { } there) states?.AddRange(there.HiddenStates ?? []);
             encoder = batch.Encoded ?? Encode(batch, states, pass);
+            pass.TaskIds = batch.TaskIds;
             hidden = Segment(start, pass.Patches.LowestTrainable, () => BeginDecoder(encoder, batch, pass), pass);
         }
         else
@@ -215,7 +217,7 @@ public abstract partial class Backbone : IDisposable
     /// <exception cref="InvalidOperationException">The network has one stack.</exception>
     public BackboneOutput Encode(TokenBatch batch, Pass pass) => Config.DecoderStart is null
         ? throw new InvalidOperationException($"A {Config.ModelType} backbone is one stack of layers; use Forward.")
-        : Encode(batch, pass.KeepHiddenStates ? [] : null, pass);
+        : Encode(batch, pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null, pass);
 
     private BackboneOutput Encode(TokenBatch batch, List<Tensor>? states, Pass pass)
     {

@@ -14,12 +14,12 @@ internal sealed class Fixture : IDisposable
 {
     private readonly SafetensorsFile? _file;
 
-    public Fixture(string folder)
+    public Fixture(string folder, string description = "case.json", string tensorFile = "tensors.safetensors")
     {
         Folder = folder;
         Name = Path.GetFileName(folder);
-        Json = JsonNode.Parse(File.ReadAllText(Path.Combine(folder, "case.json")))!.AsObject();
-        string tensors = Path.Combine(folder, "tensors.safetensors");
+        Json = JsonNode.Parse(File.ReadAllText(Path.Combine(folder, description)))!.AsObject();
+        string tensors = Path.Combine(folder, tensorFile);
         if (File.Exists(tensors)) _file = SafetensorsFile.Open(tensors);
     }
 

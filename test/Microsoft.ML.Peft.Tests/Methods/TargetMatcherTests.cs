@@ -96,7 +96,7 @@ public class TargetMatcherTests
                 }
                 using var tiny = new TinyBase(folder);
                 using PeftAdaptation adaptation = new LoraOptions { Targets = [TargetedMethod.AllLinear], Rank = 1 }.Attach(tiny.Backbone, 0);
-                string[] expected = [.. Names(row["matched"]).Where(path => tiny.Backbone.FindSite(path) is not null)];
+                string[] expected = [.. Names(row["matched"]).Select(path => ModuleNames.ToCheckpoint(modelType, path)).Where(path => tiny.Backbone.FindSite(path) is not null)];
                 CollectionAssert.AreEquivalent(expected, adaptation.Patches.Keys.Select(tiny.Backbone.PathOf).ToArray());
                 if ((string?)row["task_type"] is null) continue;
                 var config = new JsonObject();
