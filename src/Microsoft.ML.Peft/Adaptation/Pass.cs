@@ -288,6 +288,15 @@ public sealed class Pass
         : Seed is not null && DropoutMask.Fits(x) ? DropoutMask.Apply(x, probability, _segmentKey + ++_masks)
         : nn.functional.dropout(x, probability, true);
 
+    /// <summary>Standard normal numbers for a patch that adds noise; while training they follow the seed and the segment.</summary>
+    /// <param name="shape">Shape.</param>
+    /// <param name="device">Where they go.</param>
+    /// <returns>Numbers in float32.</returns>
+    public Tensor Noise(long[] shape, Device device) => NoiseWith?.Invoke(shape) ?? randn(shape, device: device);
+
+    /// <summary>Gives noise in libtorch's place: recorded numbers, in tests.</summary>
+    internal Func<long[], Tensor>? NoiseWith { get; init; }
+
     /// <summary>Drops entries in libtorch's place: recorded masks, in tests.</summary>
     internal Func<Tensor, double, Tensor>? DropWith { get; init; }
 

@@ -18,7 +18,7 @@ internal static class HfBases
     {
         string name = key.StartsWith("base_model.model.", StringComparison.Ordinal) ? key["base_model.model.".Length..] : key;
         name = ModuleNames.ToCheckpoint(tiny.Backbone.Config.ModelType, name);
-        return adaptation.Find(name) ?? tiny.Head?.Parameters.FirstOrDefault(p => p.Name == name) ?? adaptation.Find($"{tiny.Backbone.Prefix}.{name}");
+        return adaptation.Find(name) ?? adaptation.Parameters.FirstOrDefault(p => p.FileKey == key) ?? tiny.Head?.Parameters.FirstOrDefault(p => p.Name == name) ?? adaptation.Find($"{tiny.Backbone.Prefix}.{name}");
     }
 
     public static void CompareGradients(Fixture fixture, Deviations deviations, PeftAdaptation adaptation, TinyBase tiny, double tolerance)
@@ -31,14 +31,14 @@ internal static class HfBases
         }
     }
 
-    public static void CompareValues(Fixture fixture, Deviations deviations, string prefix, PeftAdaptation adaptation, TinyBase tiny, double tolerance)
+    public static void CompareValues(Fixture fixture, Deviations deviations, string prefix, PeftAdaptation adaptation, TinyBase tiny, double tolerance, PeftAdaptation? folded = null)
     {
         var unstable = fixture.Json["after_unstable"] as JsonObject;
         foreach ((string key, Tensor expected) in fixture.Under(prefix))
         {
             // The file keeps a trained head's bias up to three times where all biases are trained.
             if (unstable?.ContainsKey(key) == true || key.Contains(".modules_to_save.", StringComparison.Ordinal)) continue;
-            if (Find(key, adaptation, tiny) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for {prefix}{key}");
+            if ((Find(key, adaptation, tiny) ?? (folded is null ? null : Find(key, folded, tiny))) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for {prefix}{key}");
             else deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", parameter.Value, expected, tolerance);
         }
     }

@@ -21,15 +21,18 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         var batch = new FixtureBatch(fixture);
         Head? head = AdapterConfig.Get<string?>(file.Config, "task_type", null) == "FEATURE_EXTRACTION" ? null : tiny.Head;
 
+        PeftMethod method = Trainable(file);
         using (no_grad())
         {
             deviations.Add("base logits", fixture.Name, batch.Forward(tiny.Backbone, head, new Pass()).Logits, fixture["logits_base"], Tolerance("logits"));
-            Fresh(tiny, head, file, batch);
+            Fresh(tiny, head, method, file, batch);
         }
 
         using PeftAdaptation adaptation = file.Attach(tiny.Backbone, head);
         GiveRandomStart(adaptation, file);
-        CompareTrainable(adaptation, head, tiny.Backbone);
+        using PeftAdaptation? whole = Whole(method, tiny, head, file);
+        PeftAdaptation trained = whole ?? adaptation;
+        CompareTrainable(trained, head, tiny.Backbone);
         CompareFiles(adaptation, head, file);
         using (no_grad())
         {
@@ -38,10 +41,11 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             if (fixture.Has("hidden")) deviations.Add("hidden", fixture.Name, hidden, fixture["hidden"], Tolerance("logits"));
             Merged(adaptation, tiny, head, batch);
         }
-        Assert.IsTrue(adaptation.Parameters.Sum(p => p.Value.numel()) > 0);
+        Assert.IsTrue(trained.Parameters.Sum(p => p.Value.numel()) > 0);
         var optimizer = new PlainAdamW(0.01, 0);
-        Train(fixture, deviations, adaptation, tiny, optimizer, Tolerance("losses"), head);
-        HfBases.CompareValues(fixture, deviations, "after/", adaptation, tiny, Tolerance("after"));
+        Train(fixture, deviations, trained, tiny, optimizer, Tolerance("losses"), head);
+        using PeftAdaptation? folded = whole is null ? null : method.ToExchange(whole);
+        HfBases.CompareValues(fixture, deviations, "after/", trained, tiny, Tolerance("after"), folded);
 
         // Detached, the base is what it was; the case's disabled output is that of the reference, which is not always the base.
         tiny.ResetHead();
@@ -54,14 +58,51 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         }
     }
 
-    private void Fresh(TinyBase tiny, Head? head, AdapterFolder file, FixtureBatch batch)
+    // Some files hold a folded form that is not trained; what the configuration alone says is.
+    private PeftMethod Trainable(AdapterFolder file)
     {
-        using PeftAdaptation fresh = file.Method.Attach(tiny.Backbone, seed: 7);
+        if (!fixture.Under("full/").Any()) return file.Method;
+        PeftMethod method = PeftMethods.Create(file.Method.Id);
+        method.ReadHuggingFace(file.Config);
+        return method;
+    }
+
+    // The adapter before it was folded: the same output, and the same file once saved for others.
+    private PeftAdaptation? Whole(PeftMethod method, TinyBase tiny, Head? head, AdapterFolder file)
+    {
+        if (ReferenceEquals(method, file.Method)) return null;
+        PeftAdaptation whole = method.Attach(tiny.Backbone, seed: 0);
+        using SafetensorsFile theirs = SafetensorsFile.Open(fixture.PathOf("adapter", "adapter_model.safetensors"));
+        foreach (string key in theirs.Names)
+            if (HfBases.Find(key, whole, tiny) is { } kept) kept.Load(Fixture.Read(theirs, key));
+        foreach ((string key, Tensor value) in fixture.Under("full/"))
+        {
+            if (HfBases.Find(key, whole, tiny) is { } parameter) parameter.Load(value);
+            else deviations.Fail($"{fixture.Name}: no parameter for full/{key}");
+        }
+        using (no_grad())
+        {
+            Tensor logits = new FixtureBatch(fixture).Forward(tiny.Backbone, head, new Pass(whole.Table())).Logits;
+            deviations.Add("logits before folding", fixture.Name, logits, fixture["logits"], Tolerance("logits"));
+        }
+        string saved = HfBases.Temporary();
+        AdapterFolder.Save(saved, whole, head, new AdapterSaveOptions { LoadedFrom = file.Config });
+        using AdapterFolder folded = AdapterFolder.Open(saved);
+        if (!folded.Names.SequenceEqual(file.Names)) deviations.Fail($"{fixture.Name}: keys of the folded file differ");
+        using SafetensorsFile ours = SafetensorsFile.Open(Path.Combine(saved, "adapter_model.safetensors"));
+        foreach (string name in folded.Names.Intersect(file.Names))
+            deviations.Add("folded file", $"{fixture.Name} {name}", Fixture.Read(ours, name), Fixture.Read(theirs, name), 1e-6);
+        return whole;
+    }
+
+    private void Fresh(TinyBase tiny, Head? head, PeftMethod method, AdapterFolder file, FixtureBatch batch)
+    {
+        using PeftAdaptation fresh = method.Attach(tiny.Backbone, seed: 7);
         Tensor logits = batch.Forward(tiny.Backbone, head, new Pass(fresh.Table())).Logits;
         double promised = file.Method is LoraOptions { Init: "default" or "gaussian" } ? 1e-6 : 1e-4;
-        if (file.Method.ExactAtStart) deviations.Add("fresh logits", fixture.Name, logits, batch.Forward(tiny.Backbone, head, new Pass()).Logits, promised);
-        if (file.Method.CountTrainable(tiny.Backbone) != fresh.TrainableCount)
-            deviations.Fail($"{fixture.Name}: the formula says {file.Method.CountTrainable(tiny.Backbone)} trained numbers, there are {fresh.TrainableCount}");
+        if (method.ExactAtStart) deviations.Add("fresh logits", fixture.Name, logits, batch.Forward(tiny.Backbone, head, new Pass()).Logits, promised);
+        if (method.CountTrainable(tiny.Backbone) != fresh.TrainableCount)
+            deviations.Fail($"{fixture.Name}: the formula says {method.CountTrainable(tiny.Backbone)} trained numbers, there are {fresh.TrainableCount}");
         foreach ((string key, JsonNode? stats) in fixture.Json["init"]!["parameters"]!.AsObject())
         {
             if (HfBases.Find(key, fresh, tiny) is not { } parameter) deviations.Fail($"{fixture.Name}: no parameter for the initial values of {key}");
@@ -115,7 +156,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
     private void CompareTrainable(PeftAdaptation adaptation, Head? head, Backbone backbone)
     {
         bool bare = head is null;
-        string Key(NamedParameter p) => "base_model.model." + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
+        string Key(NamedParameter p) => p.FileKey ?? "base_model.model." + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
         Dictionary<string, long[]> ours = adaptation.Parameters.Concat(head?.Parameters ?? []).Where(p => p.Trainable).ToDictionary(Key, p => p.Value.shape);
         var config = JsonNode.Parse(File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json")))!.AsObject();
         IReadOnlyList<string> whole = AdapterConfig.List<string>(config, "modules_to_save");
@@ -130,6 +171,8 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             name = ModuleNames.ToCheckpoint(backbone.Config.ModelType, name);
             long[] shape = [.. entry[1]!.AsArray().Select(n => (long)n!)];
             count += shape.Aggregate(1L, (a, b) => a * b);
+            // A tensor that modules share goes by the name of the first.
+            if (!ours.ContainsKey(name)) name = ours.Keys.FirstOrDefault(key => !key.StartsWith("base_model.model.", StringComparison.Ordinal) && name.EndsWith(key[key.IndexOf('.')..], StringComparison.Ordinal)) ?? name;
             if (!ours.Remove(name, out long[]? found)) deviations.Fail($"{fixture.Name}: {name} should be trained");
             else if (!found.SequenceEqual(shape)) deviations.Fail($"{fixture.Name}: {name} has shape [{string.Join(", ", found)}], expected [{string.Join(", ", shape)}]");
         }
@@ -197,7 +240,10 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         for (int step = 0; step < losses.Count; step++)
         {
             using var scope = NewDisposeScope();
-            Tensor loss = batch.Loss(batch.Forward(tiny.Backbone, head, new Pass(adaptation.Table())).Logits);
+            var pass = new Pass(adaptation.Table());
+            Tensor loss = batch.Loss(batch.Forward(tiny.Backbone, head, pass).Logits);
+            // The reference adds a method's own term where the model's output has a loss to add it to.
+            if (tiny.Backbone is not PlainBase && adaptation.ExtraLoss(pass) is { } extra) loss = loss + extra;
             deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), tolerance);
             if (step == losses.Count - 1) break;
             PlainAdamW.ZeroGradients(parameters);
