@@ -120,8 +120,8 @@ public sealed partial class AdapterFolder
         {
             PeftMethod read = ReadMethod("", loaded);
             read.ReadTensors(adaptation.Parameters.Where(p => p.Exchanged && p.Saved)
-                .SelectMany(p => p.Copies.Prepend(p.Name).Select(name => (Key: p.FileKey ?? KeyPrefix + name, p.Value.shape)))
-                .ToDictionary(t => t.Key, t => t.shape));
+                .SelectMany(p => p.Copies.Prepend(p.Name).Select(name => (Key: p.FileKey ?? adaptation.Method.FilePrefix + name, p.Value.shape)))
+                .GroupBy(t => t.Key).ToDictionary(g => g.Key, g => g.First().shape));
             return PeftMethods.ToJson(read) == PeftMethods.ToJson(adaptation.Method);
         }
         catch (Exception e) when (e is CheckpointFormatException or ArgumentException)

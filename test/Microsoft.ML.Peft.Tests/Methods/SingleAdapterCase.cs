@@ -61,11 +61,15 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
     // Some files hold a folded form that is not trained; what the configuration alone says is.
     private PeftMethod Trainable(AdapterFolder file)
     {
-        if (!fixture.Under("full/").Any()) return file.Method;
+        if (!Unfolded().Any()) return file.Method;
         PeftMethod method = PeftMethods.Create(file.Method.Id);
         method.ReadHuggingFace(file.Config);
         return method;
     }
+
+    // Tensors before folding, by their keys in files; those of prompt encoders are named by themselves.
+    private IEnumerable<(string Key, Tensor Value)> Unfolded() =>
+        fixture.Under("full/").Concat(fixture.Under("encoder/").Select(t => ("prompt_encoder." + t.Name, t.Value)));
 
     // The adapter before it was folded: the same output, and the same file once saved for others.
     private PeftAdaptation? Whole(PeftMethod method, TinyBase tiny, Head? head, AdapterFolder file)
@@ -75,10 +79,10 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         using SafetensorsFile theirs = SafetensorsFile.Open(fixture.PathOf("adapter", "adapter_model.safetensors"));
         foreach (string key in theirs.Names)
             if (HfBases.Find(key, whole, tiny) is { } kept) kept.Load(Fixture.Read(theirs, key));
-        foreach ((string key, Tensor value) in fixture.Under("full/"))
+        foreach ((string key, Tensor value) in Unfolded())
         {
             if (HfBases.Find(key, whole, tiny) is { } parameter) parameter.Load(value);
-            else deviations.Fail($"{fixture.Name}: no parameter for full/{key}");
+            else deviations.Fail($"{fixture.Name}: no parameter for the unfolded {key}");
         }
         using (no_grad())
         {
@@ -91,7 +95,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         if (!folded.Names.SequenceEqual(file.Names)) deviations.Fail($"{fixture.Name}: keys of the folded file differ");
         using SafetensorsFile ours = SafetensorsFile.Open(Path.Combine(saved, "adapter_model.safetensors"));
         foreach (string name in folded.Names.Intersect(file.Names))
-            deviations.Add("folded file", $"{fixture.Name} {name}", Fixture.Read(ours, name), Fixture.Read(theirs, name), 1e-6);
+            deviations.Add("folded file", $"{fixture.Name} {name}", Fixture.Read(ours, name), Fixture.Read(theirs, name), 1e-5);
         return whole;
     }
 
@@ -156,7 +160,10 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
     private void CompareTrainable(PeftAdaptation adaptation, Head? head, Backbone backbone)
     {
         bool bare = head is null;
-        string Key(NamedParameter p) => p.FileKey ?? "base_model.model." + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
+        // Prompts go by their own names, which are not those of the folded file.
+        string prefix = adaptation.Method.FilePrefix;
+        string Key(NamedParameter p) => prefix == "base_model." && p.FileKey is not null ? p.Name
+            : p.FileKey?.Replace(".default", "", StringComparison.Ordinal) ?? prefix + (bare && p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name);
         Dictionary<string, long[]> ours = adaptation.Parameters.Concat(head?.Parameters ?? []).Where(p => p.Trainable).ToDictionary(Key, p => p.Value.shape);
         var config = JsonNode.Parse(File.ReadAllText(fixture.PathOf("adapter", "adapter_config.json")))!.AsObject();
         IReadOnlyList<string> whole = AdapterConfig.List<string>(config, "modules_to_save");
@@ -182,7 +189,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
 
     private void CompareFiles(PeftAdaptation adaptation, Head? head, AdapterFolder file)
     {
-        bool withHead = file.Names.Any(n => head?.Parameters.Any(p => n == "base_model.model." + p.Name) == true);
+        bool withHead = file.Names.Any(n => head?.Parameters.Any(p => n == adaptation.Method.FilePrefix + p.Name) == true);
         var options = new AdapterSaveOptions { KeepInitialisation = true, LoadedFrom = file.Config };
         string once = HfBases.Temporary(), twice = HfBases.Temporary();
         AdapterFolder.Save(once, adaptation, withHead ? head : null, options);
@@ -233,7 +240,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
     /// <summary>Eight steps on the batch of the case, with the losses before each and after the last, and the first gradients.</summary>
     public static void Train(Fixture fixture, Deviations deviations, PeftAdaptation adaptation, TinyBase tiny, PlainAdamW optimizer, double tolerance, Head? head)
     {
-        bool headTrained = head is not null && fixture.Names.Any(n => head.Parameters.Any(p => n == "after/base_model.model." + p.Name));
+        bool headTrained = head is not null && fixture.Names.Any(n => head.Parameters.Any(p => n == $"after/{adaptation.Method.FilePrefix}{p.Name}"));
         NamedParameter[] parameters = [.. adaptation.Parameters, .. headTrained ? head!.Parameters : []];
         var batch = new FixtureBatch(fixture);
         JsonArray losses = fixture.Json["losses"]!.AsArray();

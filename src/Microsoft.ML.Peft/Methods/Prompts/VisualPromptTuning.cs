@@ -1,0 +1,94 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Serialization;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Methods;
+
+/// <summary>
+/// Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): P learned tokens behind [CLS], <c>[CLS; p; patches]</c>. Shallow:
+/// they enter the first layer and live on. Deep: before every further layer the prompts' outputs are dropped and fresh ones
+/// put in their place. Trained numbers: P d shallow, L P d deep (with a projection, e in place of d, and e d + d).
+/// </summary>
+public sealed class VisualPromptTuningOptions : PromptMethod
+{
+    /// <summary>Makes the options with P = 10.</summary>
+    public VisualPromptTuningOptions() => Length = 10;
+
+    /// <summary>True for prompts of their own in every layer.</summary>
+    public bool Deep { get; set; } = true;
+
+    /// <summary>e: width of the prompts before a learned projection to the hidden width; 0 for prompts as wide as the hidden states.</summary>
+    public int ProjectFrom { get; set; }
+
+    /// <summary>Share of the prompts' entries, in [0, 1), that is dropped while training.</summary>
+    public double Dropout { get; set; } = 0.1;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Id => "vpt";
+
+    /// <inheritdoc/>
+    public override void Validate()
+    {
+        base.Validate();
+        if (ProjectFrom < 0) throw Invalid(nameof(ProjectFrom), ProjectFrom, "0 for none, or the width of the prompts");
+        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+    }
+
+    /// <inheritdoc/>
+    public override long CountTrainable(Backbone backbone)
+    {
+        long d = backbone.Config.HiddenSize, e = ProjectFrom == 0 ? d : ProjectFrom;
+        return (Deep ? backbone.Config.LayerCount : 1) * Length * e + (ProjectFrom == 0 ? 0 : e * d + d);
+    }
+
+    /// <inheritdoc/>
+    protected override void Build(PeftAdaptation adaptation, long seed)
+    {
+        Backbone backbone = adaptation.Backbone;
+        if (backbone.LeadingTokens == 0)
+            throw new ArgumentException($"Visual prompts stand behind the token that stands for the row, and a {backbone.Config.ModelType} backbone has none.");
+        Sequence[] inputs = [.. backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.LayerSequence && s.Layer > 0)];
+        if (Deep && inputs.Length != backbone.Config.LayerCount - 1)
+            throw new ArgumentException($"Deep prompts need layers of their own, and a {backbone.Config.ModelType} backbone shares them; set Deep to false.", nameof(Deep));
+        long d = backbone.Config.HiddenSize, e = ProjectFrom == 0 ? d : ProjectFrom;
+        // The spread of a patch embedding's start; words have their width in the place of a patch's numbers.
+        long patch = (int?)backbone.Config.Raw["patch_size"] is { } side ? 3L * side * side : d;
+        double bound = Math.Sqrt(6.0 / (patch + e));
+        NamedParameter first = Prompt(adaptation, "prompt_embeddings", seed, bound, 1, Length, e);
+        Func<Tensor, Tensor> project = ProjectFrom == 0 ? x => x : AddLinear(adaptation, "prompt_proj", d, e, seed);
+        int at = backbone.LeadingTokens;
+        Sequence place = PromptPlaces.Sequences(backbone, words: false)[0];
+        adaptation.Attach(place, new PromptPatch(this, _ => project(first.Value.select(0, 0)), at, replaces: false));
+        if (!Deep || inputs.Length == 0) return;
+        NamedParameter deep = Prompt(adaptation, "deep_prompt_embeddings", seed, bound, inputs.Length, Length, e);
+        for (int i = 0; i < inputs.Length; i++)
+        {
+            int layer = i;
+            adaptation.Attach(inputs[i], new PromptPatch(this, _ => project(deep.Value.select(0, layer)), at, replaces: true));
+        }
+    }
+
+    // These prompts are decayed, as in the paper.
+    private static NamedParameter Prompt(PeftAdaptation adaptation, string name, long seed, double bound, params long[] shape)
+    {
+        NamedParameter made = Add(adaptation, name, new Draws(seed, name).Uniform(bound, shape));
+        made.Decay = true;
+        return made;
+    }
+
+    private sealed class PromptPatch(VisualPromptTuningOptions options, PromptRows rows, int at, bool replaces) : SequencePatch
+    {
+        public override Tensor Change(Tensor hidden, Pass pass)
+        {
+            int length = options.Length;
+            Tensor prompt = pass.Dropout(rows(pass).unsqueeze(0).expand(hidden.shape[0], -1, -1), options.Dropout).to_type(hidden.dtype);
+            int behind = replaces ? at + length : at;
+            if (!replaces) pass.Layout = pass.Layout.Insert(length, at);
+            return cat([hidden.narrow(1, 0, at), prompt, hidden.narrow(1, behind, hidden.shape[1] - behind)], 1);
+        }
+    }
+}
