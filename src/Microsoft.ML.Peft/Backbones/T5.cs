@@ -58,6 +58,9 @@ public sealed class T5Backbone : Backbone
     /// <inheritdoc/>
     public override string Prefix => "";
 
+    /// <inheritdoc/>
+    public override int LeadingTokens => 0;
+
     internal static BackboneConfig ReadConfig(JsonObject raw, string modelType)
     {
         bool many = modelType == "mt5";

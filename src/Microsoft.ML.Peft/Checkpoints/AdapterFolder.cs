@@ -277,7 +277,7 @@ public sealed partial class AdapterFolder : IDisposable
 
     private void NoteUnknownFields(Backbone backbone)
     {
-        if (Method.HuggingFaceType is null) return;
+        if (Method.HuggingFaceType is null || Config[OwnField] is JsonObject) return;
         var known = new JsonObject();
         Method.WriteHuggingFace(known, backbone);
         string[] unknown = [.. Config.Select(p => p.Key).Where(k => !known.ContainsKey(k) && !_common.ContainsKey(k))];

@@ -236,10 +236,6 @@ public class MethodMatrixTests
     {
         using MatrixModel model = Model(row);
         model.Train(2);
-<<<<<<< HEAD
-=======
-        if (model.Adaptation!.Method is BottleneckOptions { Gate: true } or PrefixTuningOptions { Gate: not PrefixGate.None }) return;        // its mean counts padding, as AdapterHub's does
->>>>>>> 73fc5cc (Prompts and prefixes: prompt tuning, P-tuning, multitask prompts, prefix tuning, P-tuning v2, cartridges and visual prompts)
         float[] all = model.Score();
         float[] distances = [.. Enumerable.Range(0, model.Rows).Select(i => Distance(all[(3 * i)..(3 * i + 3)], model.ScoreAlone(i)))];
         if (model.Adaptation!.Method.RowsAreIndependent) Assert.IsLessThanOrEqualTo(2e-5f, distances.Max(), string.Join(", ", distances));

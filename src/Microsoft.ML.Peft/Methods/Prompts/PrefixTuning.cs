@@ -60,6 +60,10 @@ public class PrefixTuningOptions : PrefixMethod
     [JsonIgnore]
     public override string? HuggingFaceType => "PREFIX_TUNING";
 
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override bool RowsAreIndependent => Gate == PrefixGate.None;                     // a gate's mean counts padding
+
     private bool Projects => Projection && !Folded;
 
     /// <inheritdoc/>
