@@ -197,7 +197,8 @@ internal sealed class FixtureBatch(Fixture fixture)
         && ((string?)JsonNode.Parse(File.ReadAllText(file))!["tensors"]?["hidden"])?.Contains("before the final layer norm", StringComparison.Ordinal) == true;
 
     public TokenBatch Tokens { get; } = fixture.Has("in/input_ids")
-        ? new(fixture["in/input_ids"], fixture["in/attention_mask"], fixture.Has("in/token_type_ids") ? fixture["in/token_type_ids"] : null)
+        ? new(fixture["in/input_ids"], fixture["in/attention_mask"], fixture.Has("in/token_type_ids") ? fixture["in/token_type_ids"] : null,
+            TaskIds: fixture.Has("in/task_ids") ? fixture["in/task_ids"] : null)
         : fixture.Has("in/pixel_values") ? TokenBatch.OfImages(fixture["in/pixel_values"]) : PlainBase.Batch(fixture);
 
     /// <summary>The batch as a backbone reads it: a decoder's tokens are the labels, shifted right.</summary>
@@ -222,7 +223,8 @@ internal sealed class FixtureBatch(Fixture fixture)
         if (_starts is not null)
             return (nn.functional.cross_entropy(logits.select(-1, 0), _starts) + nn.functional.cross_entropy(logits.select(-1, 1), _ends!)) / 2;
         if (_causal) return Tasks.CausalLanguageHead.Loss(logits, _labels!);
-        return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[^1]), _labels!.reshape(-1));
+        Tensor labels = logits.dim() == 3 ? Tasks.CausalLanguageHead.BehindPrompts(_labels!, logits.shape[1]) : _labels!;
+        return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[^1]), labels.reshape(-1));
     }
 }
 

@@ -41,8 +41,9 @@ public sealed class SequenceToSequenceHead : Head
 
     /// <summary>Mean cross-entropy of each token's scores against the label at its place.</summary>
     /// <param name="scores">Scores <c>[batch, tokens, vocabulary]</c>.</param>
-    /// <param name="labels">Token ids, int64 <c>[batch, tokens]</c>, not shifted; -100 is not counted.</param>
+    /// <param name="labels">Token ids of each row's own tokens, int64 <c>[batch, own tokens]</c>, not shifted; -100 is not counted.</param>
     /// <returns>A scalar.</returns>
     public static Tensor Loss(Tensor scores, Tensor labels) => nn.functional.cross_entropy(
-        scores.reshape(-1, scores.shape[^1]).to_type(TorchSharp.torch.ScalarType.Float32), labels.reshape(-1), ignore_index: -100);
+        scores.reshape(-1, scores.shape[^1]).to_type(TorchSharp.torch.ScalarType.Float32),
+        CausalLanguageHead.BehindPrompts(labels, scores.shape[1]).reshape(-1), ignore_index: -100);
 }
