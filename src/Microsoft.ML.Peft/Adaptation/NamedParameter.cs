@@ -44,6 +44,9 @@ public sealed class NamedParameter : IDisposable
     /// <summary>True where the tensor is saved with the adaptation.</summary>
     public bool Saved { get; init; } = true;
 
+    /// <summary>True for a buffer that training writes though no gradient does: a direction or a mean of what it saw.</summary>
+    public bool Learned { get; init; }
+
     /// <summary>True where the tensor is part of exchanged adapter files; false for what their readers make again themselves.</summary>
     public bool Exchanged { get; init; } = true;
 

@@ -81,6 +81,18 @@ public sealed partial class LoraOptions : TargetedMethod
     /// <summary>LoRA-FA: whether A is trained.</summary>
     public LoraFaMode LoraFa { get; set; }
 
+    /// <summary>
+    /// Another form of the update: <see cref="KasaVariant"/>, <see cref="BlockDiagonalVariant"/>, <see cref="ActivatedVariant"/>,
+    /// <see cref="VeloraVariant"/>, <see cref="MonteCloraVariant"/>, <see cref="QaLoraVariant"/>; null for the plain one.
+    /// </summary>
+    public LoraVariant? Variant { get; set; }
+
+    /// <summary>
+    /// Tokens whose rows of an embedding table are trained beside the update: end of the table's name to token ids. An empty
+    /// name stands for the table of words. Where the output layer shares the table, it shares the rows.
+    /// </summary>
+    public OrderedDictionary<string, int[]> TrainableTokens { get; set; } = [];
+
     /// <inheritdoc/>
     [JsonIgnore]
     public override string Id => "lora";
@@ -91,11 +103,11 @@ public sealed partial class LoraOptions : TargetedMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override bool Mergeable => true;
+    public override bool Mergeable => Variant?.Mergeable ?? true;
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override bool ExactAtStart => LoraInit.Parse(Init).Exact;
+    public override bool ExactAtStart => LoraInit.Parse(Init).Exact && (Variant?.ExactAtStart ?? true);
 
     /// <inheritdoc/>
     public override void Validate()
@@ -113,6 +125,7 @@ public sealed partial class LoraOptions : TargetedMethod
         if (LoraBias && !init.Plain) throw Invalid(nameof(LoraBias), LoraBias, $"false with Init = '{Init}'");
         if (init.FreezesB && LoraFa != LoraFaMode.Off) throw Invalid(nameof(LoraFa), LoraFa, $"Off with Init = '{Init}', or nothing would be trained");
         if (init.NeedsEvenRank && Rank % 2 != 0) throw Invalid(nameof(Rank), Rank, $"an even number with Init = '{Init}'");
+        CheckVariant();
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
         foreach ((string key, double alpha) in AlphaPattern)
@@ -133,114 +146,4 @@ public sealed partial class LoraOptions : TargetedMethod
 
     /// <inheritdoc/>
     protected override bool Adapts(WeightSite site) => site is Projection or Embedding or Convolution;
-
-    /// <inheritdoc/>
-    public override long CountTrainable(Backbone backbone)
-    {
-        IReadOnlyList<WeightSite> sites = SelectSites(backbone), whole = SavedWhole(backbone);
-        long count = whole.Sum(TrainedCopies.Count);
-        foreach (WeightSite site in sites)
-        {
-            long rank = RankAt(backbone.PathOf(site));
-            bool table = site is Embedding;
-            (long wide, long narrow) = Widths(site);
-            if (table || !LoraInit.Parse(Init).FreezesB) count += rank / Groups(site) * wide;
-            if (LoraFa == LoraFaMode.Off) count += rank * narrow;
-            if (UseDora) count += wide;
-            if (LoraBias && !table) count += wide;
-            if (BiasMode == BiasMode.LoraOnly) count += site.Bias?.numel() ?? 0;
-        }
-        if (BiasMode == BiasMode.All) count += backbone.Sites.OfType<WeightSite>().Except(whole).Sum(s => s.Bias?.numel() ?? 0);
-        return count;
-    }
-
-    /// <inheritdoc/>
-    public override PeftAdaptation Attach(Backbone backbone, long seed)
-    {
-        Validate();
-        IReadOnlyList<WeightSite> sites = SelectSites(backbone);
-        using var scope = NewDisposeScope();
-        using var off = no_grad();
-        var adaptation = new LoraAdaptation(this, backbone);
-        try
-        {
-            foreach (WeightSite site in sites) AddSite(adaptation, site, seed);
-            foreach (WeightSite site in SavedWhole(backbone)) TrainedCopies.Whole(adaptation, site);
-            if (BiasMode == BiasMode.All)
-                foreach (WeightSite site in backbone.Sites.OfType<WeightSite>())
-                    if (site.Bias is not null && !adaptation.Patches.ContainsKey(site))
-                        adaptation.Attach(site, new BiasPatch(TrainedCopies.Bias(adaptation, site)));
-            adaptation.SetRates();
-            return adaptation;
-        }
-        catch
-        {
-            adaptation.Dispose();
-            throw;
-        }
-    }
-
-    // The axes that B writes and A reads. A grouped convolution's A sees the channels of all groups, its B those of one.
-    private static (long Wide, long Narrow) Widths(WeightSite site) => site switch
-    {
-        Embedding table => (table.Weight.shape[1], table.Weight.shape[0]),
-        Convolution c => (c.Out, c.In * c.Kernel.Aggregate(1L, (a, b) => a * b)),
-        _ => (site.Weight.shape[0], site.Weight.shape[1]),
-    };
-
-    private static int Groups(WeightSite site) => site is Convolution c ? c.Groups : 1;
-
-    private void CheckConvolution(Convolution site, string path, long rank)
-    {
-        if (!LoraInit.Parse(Init).FitsConvolutions)
-            throw new ArgumentException($"LoraOptions.Init is '{Init}' at {path}, which is a convolution; allowed there is default, gaussian or false.", nameof(Init));
-        if (site.Groups == 1) return;
-        if (rank % site.Groups != 0)
-            throw new ArgumentException($"LoraOptions.Rank is {rank} at {path}, a convolution of {site.Groups} groups; allowed are its multiples.", nameof(Rank));
-        if (UseDora || LoraFa == LoraFaMode.Project)
-            throw new ArgumentException($"LoraOptions.{(UseDora ? "UseDora" : "LoraFa")} does not fit {path}, a convolution of {site.Groups} groups; exclude it.", nameof(Targets));
-    }
-
-    private void AddSite(LoraAdaptation adaptation, WeightSite site, long seed)
-    {
-        Backbone backbone = adaptation.Backbone;
-        string path = backbone.PathOf(site);
-        bool table = site is Embedding;
-        long rank = RankAt(path);
-        (long wide, long narrow) = Widths(site);
-        var convolution = site as Convolution;
-        if (convolution is not null) CheckConvolution(convolution, path, rank);
-        double scale = ScaleAt(path);
-        LoraInit init = LoraInit.Parse(Init);
-        string nameA = table ? $"{path}.lora_embedding_A" : $"{path}.lora_A.weight";
-        string nameB = table ? $"{path}.lora_embedding_B" : $"{path}.lora_B.weight";
-        (Tensor a, Tensor b) = table
-            ? (zeros([rank, narrow]), new Draws(seed, nameB).Normal(1, wide, rank))
-            : init.Draw(convolution is null ? site.Weight : site.Weight.new_empty(wide, narrow), (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
-        if (convolution is not null)
-        {
-            long[] ones = [.. convolution.Kernel.Select(_ => 1L)];
-            a = a.reshape((long[])[rank, convolution.In, .. convolution.Kernel]);
-            b = b.narrow(1, 0, rank / convolution.Groups).reshape((long[])[wide, rank / convolution.Groups, .. ones]);
-        }
-
-        NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
-        NamedParameter AddStart(string name, Tensor value) =>
-            adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false });
-        var factors = new LoraFactors
-        {
-            Site = site,
-            A = Add(nameA, a, LoraFa == LoraFaMode.Off),
-            B = Add(nameB, b, table || !init.FreezesB),
-            Scale = scale,
-            Dropout = Dropout,
-            BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,
-            Start = init.ChangesBase && !table
-                ? (AddStart($"{path}.lora_A0", a), AddStart($"{path}.lora_B0", b))
-                : null,
-            Bias = BiasMode != BiasMode.None && site.Bias is not null ? TrainedCopies.Bias(adaptation, site, "base_layer.") : null,
-        };
-        if (UseDora) factors.Magnitude = Add($"{path}.lora_magnitude_vector", factors.OnOutput(factors.Lengths(site.Weight)));
-        adaptation.Attach(factors);
-    }
 }

@@ -36,6 +36,12 @@ internal sealed class LoraFactors
     /// </summary>
     public (NamedParameter A, NamedParameter B)? Start { get; init; }
 
+    /// <summary>Blocks on the diagonals of A and B (BD-LoRA).</summary>
+    public (int A, int B) Blocks { get; set; } = (1, 1);
+
+    /// <summary>Parameters of a variant, by the ends of their names.</summary>
+    public Dictionary<string, NamedParameter> More { get; } = [];
+
     public LowRankTerm Term => Site is Convolution site
         ? new(A.Value.flatten(1), Matrix(site), Scale, BiasB?.Value, Dropout)
         : new(A.Value, B.Value, Scale, BiasB?.Value, Dropout);
@@ -92,7 +98,7 @@ internal sealed class LoraAdaptation : PeftAdaptation
     public void Attach(LoraFactors factors)
     {
         _factors.Add(factors);
-        Attach(factors.Site, factors switch
+        Attach(factors.Site, Options.Variant?.Patch(factors) ?? factors switch
         {
             { Site: Embedding } => new LoraTablePatch(factors),
             { Magnitude: not null } => new DoraPatch(factors),
@@ -115,6 +121,10 @@ internal sealed class LoraAdaptation : PeftAdaptation
         if (Options.LoraPlusRatio is null) return;
         foreach (NamedParameter parameter in head.Parameters) SetRate(parameter);
     }
+
+    public override void BeforePass(Pass pass, TokenBatch batch) => Options.Variant?.BeforePass(pass, batch);
+
+    public override Tensor? ExtraLoss(Pass pass) => Options.Variant?.ExtraLoss(this, pass);
 
     private void SetRate(NamedParameter parameter)
     {

@@ -15,8 +15,7 @@ public sealed partial class LoraOptions
     // Fields that change what is computed, and what to do about them.
     private static readonly string[] _unsupported =
     [
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config",
-        "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+        "arrow_config", "layer_replication", "megatron_config", "target_parameters",
     ];
 
     /// <inheritdoc/>
@@ -31,6 +30,8 @@ public sealed partial class LoraOptions
                 throw new ArgumentException(
                     $"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it changes what LoRA computes and is not supported. Supported is null.", field);
         ReadTargets(config);
+        Variant = LoraVariant.Read(config);
+        TrainableTokens = ReadTokens(config["trainable_token_indices"]);
         Rank = AdapterConfig.Get(config, "r", 8);
         Alpha = AdapterConfig.Get(config, "lora_alpha", 8.0);
         Dropout = AdapterConfig.Get(config, "lora_dropout", 0.0);
@@ -92,6 +93,8 @@ public sealed partial class LoraOptions
         config["megatron_core"] = "megatron.core";
         config["qalora_group_size"] = 16;
         config["use_qalora"] = false;
+        config["trainable_token_indices"] = WriteTokens();
+        Variant?.Write(config);
     }
 
     // Files sort their keys, and the first match wins: where sorting would change the winner, every site gets a key of its own.
