@@ -206,8 +206,9 @@ internal sealed class FixtureBatch(Fixture fixture)
         ? Tokens
         : Tokens with { DecoderIds = Tasks.SequenceToSequenceHead.DecoderIds(_labels!, backbone.Config) };
 
-    public (Tensor Logits, Tensor Hidden) Forward(Backbone backbone, Head? head, Pass pass)
+    public (Tensor Logits, Tensor Hidden) Forward(Backbone backbone, Head? head, Pass pass, PeftAdaptation? worn = null)
     {
+        worn?.BeforePass(pass, TokensFor(backbone));
         pass.KeepHiddenStates |= _beforeNorm;
         BackboneOutput output = backbone.Forward(TokensFor(backbone), pass);
         return (head is null ? output.Last : head.Forward(backbone, output, pass), _beforeNorm ? output.HiddenStates![^1] : output.Last);

@@ -158,6 +158,9 @@ public static class AdapterMerging
         if (!ReferenceEquals(adapter.Backbone, backbone))
             throw new ArgumentException("The adapters belong to different backbones; attach all of them to one.");
         string? other = lora.UseDora ? nameof(lora.UseDora) : lora.LoraBias ? nameof(lora.LoraBias)
+            : lora.Variant is not null ? $"{nameof(lora.Variant)} = {lora.Variant.GetType().Name}"
+            : lora.TrainableTokens.Count > 0 ? nameof(lora.TrainableTokens)
+            : adapter.Patches.Keys.Any(site => site is Convolution { Groups: > 1 }) ? "grouped convolutions"
             : lora.BiasMode != BiasMode.None ? $"{nameof(lora.BiasMode)} = {lora.BiasMode}" : null;
         if (other is not null)
             throw new NotSupportedException($"An adapter with {other} cannot be combined by weights: its change is more than B A. Merge it into the backbone instead.");

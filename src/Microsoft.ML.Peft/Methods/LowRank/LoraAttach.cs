@@ -91,6 +91,8 @@ public sealed partial class LoraOptions
         (long wide, long narrow) = Widths(site);
         var convolution = site as Convolution;
         if (convolution is not null) CheckConvolution(convolution, path, rank);
+        if (Variant is not null && site is not Projection)
+            throw new ArgumentException($"{Variant.GetType().Name} works at a linear map; {path} is none. Exclude it.", nameof(Targets));
         double scale = ScaleAt(path);
         LoraInit init = LoraInit.Parse(Init);
         string nameA = table ? $"{path}.lora_embedding_A" : $"{path}.lora_A.weight";

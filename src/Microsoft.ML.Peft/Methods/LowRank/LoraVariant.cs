@@ -32,9 +32,6 @@ public abstract class LoraVariant
     /// <summary>True where the update is a change of the weight.</summary>
     internal virtual bool Mergeable => true;
 
-    /// <summary>True where it works at tables and convolutions too.</summary>
-    internal virtual bool FitsAnySite => false;
-
     /// <summary>Checks its options; what does not fit is told by the error that the first argument makes.</summary>
     /// <param name="invalid">Makes an error of option, value and what is allowed.</param>
     internal abstract void Validate(Func<string, object?, string, ArgumentException> invalid);
