@@ -44,11 +44,13 @@ internal sealed class MatrixModel : IDisposable
     public float[] Score(bool bare = false, Backbone? other = null) => Score(bare ? PatchTable.Empty : Model.Patches, other);
 
     /// <summary>Scores of all rows with the given patches.</summary>
-    public float[] Score(PatchTable worn, Backbone? other = null)
+    public float[] Score(PatchTable worn, Backbone? other = null, PeftAdaptation? of = null)
     {
         using var scope = NewDisposeScope();
         using var off = no_grad();
-        return Values(Forward(other ?? Backbone, new Pass(worn), _batch));
+        var pass = new Pass(worn);
+        of?.BeforePass(pass, _batch);
+        return Values(Forward(other ?? Backbone, pass, _batch));
     }
 
     /// <summary>Scores of one row by itself, cut to its length.</summary>

@@ -16,7 +16,7 @@ internal static partial class MatrixRows
             Variant = new BlockDiagonalVariant { Blocks = 4, BlocksInA = ["intermediate", "query"], BlocksInB = ["value"] },
             BiasMode = BiasMode.LoraOnly,
         },
-        ["alora"] = () => new LoraOptions { Variant = new ActivatedVariant { InvocationTokens = [1] }, Targets = ["query", "value", "dense"], Rank = 4 },
+        ["alora"] = () => new LoraOptions { Variant = new ActivatedVariant { InvocationTokens = [7] }, Targets = ["query", "value", "dense"], Rank = 4 },
         ["velora"] = () => new LoraOptions { Variant = new VeloraVariant { Groups = 5, Scale = 1.5 }, Dropout = 0 },
         ["monteclora"] = () => new LoraOptions { Variant = new MonteCloraVariant { Samples = 3, Scaler = 0.05 } },
         ["qalora"] = () => new LoraOptions { Variant = new QaLoraVariant { GroupSize = 8 }, Targets = ["query", "dense"] },

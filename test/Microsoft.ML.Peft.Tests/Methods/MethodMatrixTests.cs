@@ -117,7 +117,7 @@ public class MethodMatrixTests
         using PeftAdaptation loaded = file.Attach(again.Backbone, again.Model.Head);
         // A start by random numbers is not in exchanged files; model files keep it.
         foreach (NamedParameter start in model.Adaptation!.Parameters.Where(p => !p.Exchanged)) loaded.Find(start.Name)!.Load(start.Value);
-        CollectionAssert.AreEqual(model.Score(), again.Score(loaded.Table()));
+        CollectionAssert.AreEqual(model.Score(), again.Score(loaded.Table(), of: loaded));
         Assert.AreEqual(0, file.Warnings.Count, string.Join("\n", file.Warnings));
     }
 
@@ -137,7 +137,7 @@ public class MethodMatrixTests
         using var again = new MatrixModel(null);
         using AdapterFolder file = AdapterFolder.Open(folder);
         using PeftAdaptation loaded = file.Attach(again.Backbone, again.Model.Head);
-        Assert.IsLessThanOrEqualTo(1e-5f, Distance(model.Score(), again.Score(loaded.Table())));
+        Assert.IsLessThanOrEqualTo(1e-5f, Distance(model.Score(), again.Score(loaded.Table(), of: loaded)));
     }
 
     [TestMethod]

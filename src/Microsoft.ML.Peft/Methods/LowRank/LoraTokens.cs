@@ -36,8 +36,7 @@ public sealed partial class LoraOptions
         Tensor places = tensor(Array.ConvertAll(ids, id => (long)id)).to(table.Weight.device);
         NamedParameter rows = adaptation.Add($"{path}.token_adapter.trainable_tokens_delta",
             table.Weight.index_select(0, places).to_type(ScalarType.Float32).contiguous());
-        NamedParameter index = adaptation.Add(new NamedParameter($"{path}.token_adapter.token_indices", places.clone(), trainable: false) { Exchanged = false });
-        adaptation.Attach(table, new RewritePatch((weight, bias, _) => (weight.index_copy(0, index.Value, rows.Value), bias)));
+        adaptation.Attach(table, new TokenRowsPatch(rows, adaptation.Add(TokenRowsPatch.Places(path, table.Weight.shape[0], places)), ids.Length));
     }
 
     // A list stands for the table of words, a table of lists names its tables.
