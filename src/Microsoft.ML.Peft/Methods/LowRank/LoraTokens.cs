@@ -36,7 +36,10 @@ public sealed partial class LoraOptions
         Tensor places = tensor(Array.ConvertAll(ids, id => (long)id)).to(table.Weight.device);
         NamedParameter rows = adaptation.Add($"{path}.token_adapter.trainable_tokens_delta",
             table.Weight.index_select(0, places).to_type(ScalarType.Float32).contiguous());
-        adaptation.Attach(table, new TokenRowsPatch(rows, adaptation.Add(TokenRowsPatch.Places(path, table.Weight.shape[0], places)), ids.Length));
+        var patch = new TokenRowsPatch(rows, adaptation.Add(TokenRowsPatch.Places(path, table.Weight.shape[0], places)), ids.Length);
+        adaptation.Attach(table, patch);
+        foreach (Projection head in adaptation.Backbone.Sites.OfType<Projection>().Where(head => ReferenceEquals(head.TiedTo, table)))
+            adaptation.Attach(head, new RewritePatch(patch.Rewrite));
     }
 
     // A list stands for the table of words, a table of lists names its tables.
