@@ -95,6 +95,18 @@ public class PeftAdaptation : IDisposable
     {
     }
 
+    /// <summary>
+    /// Called while training, between forward and backward: gradients of other losses over the same graph may be asked for
+    /// here (<c>autograd.grad</c> with <c>retain_graph</c>), and the bare model may run beside.
+    /// </summary>
+    /// <param name="model">The model that ran.</param>
+    /// <param name="pass">The pass that has just run.</param>
+    /// <param name="batch">What it ran over.</param>
+    /// <param name="scores">What the head gave.</param>
+    public virtual void Scored(AdaptedModel model, Pass pass, TokenBatch batch, Tensor scores)
+    {
+    }
+
     /// <summary>A loss term of the method's own (a scalar), or null.</summary>
     /// <param name="pass">The pass that has just run.</param>
     public virtual Tensor? ExtraLoss(Pass pass) => null;
@@ -117,7 +129,7 @@ public class PeftAdaptation : IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose()
+    public virtual void Dispose()
     {
         foreach (NamedParameter parameter in _parameters) parameter.Dispose();
         GC.SuppressFinalize(this);

@@ -52,7 +52,9 @@ public sealed class AdaptedModel : IDisposable
         // Masks that are given (recorded ones, in tests) are as large as all tokens.
         pass.FirstTokenOnly = Head.ReadsFirstTokenOnly && pass.DropWith is null;
         Adaptation?.BeforePass(pass, batch);
-        return Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
+        Tensor scores = Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
+        if (pass.Training && is_grad_enabled()) Adaptation?.Scored(this, pass, batch, scores);
+        return scores;
     }
 
     /// <inheritdoc/>

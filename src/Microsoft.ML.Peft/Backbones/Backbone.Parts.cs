@@ -20,7 +20,10 @@ public abstract partial class Backbone
     private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true, bool transposed = false) =>
         Add(new Projection(
             name, role, layer, transposed ? Own(_weights!.LoadTransposed(name + ".weight", outWidth, inWidth)) : Load(name + ".weight", outWidth, inWidth),
-            bias ? Load(name + ".bias", outWidth) : null, transposed));
+            bias || Made(name) ? Load(name + ".bias", outWidth) : null, transposed));
+
+    // Merging may give a bias to a part that has none in files.
+    private bool Made(string name) => _weights is SharedWeights && Stored(name + ".bias");
 
     // Old files store a tied head a second time; a stored head that differs is one of its own, whatever config.json says.
     private protected Projection AddLanguageHead(string name, Embedding words, bool tied)
@@ -33,7 +36,7 @@ public abstract partial class Backbone
     }
 
     private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false) =>
-        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));
+        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name) ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));
 
     private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1) =>
         Add(new Embedding(name, role, layer, Load(name + ".weight", rows, width)));

@@ -25,6 +25,11 @@ internal static partial class MatrixRows
         ["shira"] = () => new ShiraOptions { Rank = 4 },
         ["shira everywhere"] = () => new ShiraOptions { Rank = 2, Targets = ["all-linear"], PositionSeed = 9 },
         ["supertuning"] = () => new SuperTuningOptions { Sparsity = 0.8 },
+        ["mask-tuning"] = () => new MaskTuningOptions(),
+        ["mask-tuning everywhere"] = () => new MaskTuningOptions { Part = MaskedPart.All, Penalty = 0 },
+        ["lofit select"] = () => new LofitOptions(),
+        ["lofit tune"] = () => new LofitOptions { Stage = LofitStage.Tune, Heads = ["0:1", "1:3", "1:0"] },
+        ["lofit at zero"] = () => new LofitOptions { Stage = LofitStage.Tune, Heads = ["1:2"], InitDeviation = 0 },
         ["supertuning with lora"] = () => new SuperTuningOptions { Sparsity = 0.9, SelectTop = false, Rank = 2, Alpha = 4, Dropout = 0.1, SaveIndices = false },
     };
 
@@ -36,6 +41,8 @@ internal static partial class MatrixRows
         ["ln-tuning"] = () => new LayerNormTuningOptions(),
         ["ln-tuning of a layer"] = () => new LayerNormTuningOptions { Targets = ["LayerNorm"], Layers = [1] },
         ["beft"] = () => new BeftOptions { Targets = ["query", "value", "dense"] },
+        ["ssf"] = () => new SsfOptions(),
+        ["ssf identity"] = () => new SsfOptions { IdentityInit = true, Targets = ["query", "LayerNorm", "intermediate.dense"], AllowNewBias = true },
         ["trainable-tokens"] = () => new TrainableTokensOptions { TokenIndices = [.. Enumerable.Range(3, 60)] },
     };
 }
