@@ -1,46 +1,52 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
-using System.Globalization;
 using System.Text;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Checkpoints;
+using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Methods;
 
 /// <summary>
-/// A folder with a bottleneck adapter as AdapterHub's <c>adapters</c> package writes it: <c>adapter_config.json</c> with all
-/// switches, and <c>adapter.safetensors</c>. The package's own heads are not read.
+/// A folder with an adapter as AdapterHub's <c>adapters</c> package writes it: <c>adapter_config.json</c> with all fields of
+/// the method and <c>adapter.safetensors</c>; with a head of that package also <c>head_config.json</c> and
+/// <c>model_head.safetensors</c>.
 /// </summary>
 public static class AdapterHubFolder
 {
     /// <summary>Name of the file of tensors.</summary>
     public const string WeightsFile = "adapter.safetensors";
 
-    // Fields that change what is computed, and the value that this library computes.
-    private static readonly (string Field, string Supported)[] _fixed =
-    [
-        ("cross_adapter", "false"), ("phm_layer", "false"), ("inv_adapter", "null"), ("stochastic_depth", "0"),
-    ];
+    /// <summary>Name of the head's configuration.</summary>
+    public const string HeadConfigFile = "head_config.json";
 
-    /// <summary>Reads the switches of a bottleneck adapter.</summary>
+    /// <summary>Name of the head's tensors.</summary>
+    public const string HeadWeightsFile = "model_head.safetensors";
+
+    private const string Version = "adapters.1.3.0";
+
+    /// <summary>Reads the method of an adapter with its options.</summary>
     /// <param name="folder">Path of the folder.</param>
-    /// <exception cref="CheckpointFormatException">The folder holds something else, or a switch is not supported.</exception>
-    public static BottleneckOptions ReadOptions(string folder)
+    /// <exception cref="CheckpointFormatException">The folder holds something else, or an option is not supported.</exception>
+    public static PeftMethod ReadMethod(string folder)
     {
         var files = new FolderFileSet(folder);
-        JsonObject root = AdapterFolder.ReadConfig(files, AdapterFolder.ConfigFile);
+        return ReadMethod(files, AdapterFolder.ReadConfig(files, AdapterFolder.ConfigFile));
+    }
+
+    private static PeftMethod ReadMethod(FolderFileSet files, JsonObject root)
+    {
         if (root["config"] is not JsonObject config)
             throw new CheckpointFormatException(
                 $"{files.Description}/{AdapterFolder.ConfigFile}: the table 'config' is missing"
                 + (root.ContainsKey("peft_type") ? "; this is an adapter of Hugging Face PEFT: open it with AdapterFolder." : "."));
         try
         {
-            BottleneckOptions options = Parse(config);
-            options.Name = AdapterConfig.Get(root, "name", "default");
-            options.Validate();
-            return options;
+            PeftMethod method = Parse(config, AdapterConfig.Get(root, "name", "default"));
+            method.Validate();
+            return method;
         }
         catch (ArgumentException e)
         {
@@ -48,67 +54,53 @@ public static class AdapterHubFolder
         }
     }
 
-    internal static BottleneckOptions Parse(JsonObject config)
+    /// <summary>The method of a table <c>config</c>.</summary>
+    /// <param name="config">The table.</param>
+    /// <param name="name">Name of the adapter.</param>
+    /// <exception cref="ArgumentException">No method here has this architecture, or a field is not supported.</exception>
+    internal static PeftMethod Parse(JsonObject config, string name)
     {
-        if (!config.ContainsKey("reduction_factor") || !config.ContainsKey("non_linearity"))
-            throw new ArgumentException("the fields 'reduction_factor' and 'non_linearity' are missing: this is no bottleneck adapter.");
-        foreach ((string field, string supported) in _fixed)
-            if (!AdapterConfig.IsEmpty(config, field) && config[field] is JsonNode node && !(node.GetValueKind() == System.Text.Json.JsonValueKind.Number && (double)node == 0))
-                throw new ArgumentException($"the field '{field}' is {node.ToJsonString()}; supported is {supported}.", field);
-        var options = new BottleneckOptions
+        string? architecture = AdapterConfig.Get<string?>(config, "architecture", null);
+        List<string> known = [];
+        foreach (string id in PeftMethods.Ids)
         {
-            AfterAttention = AdapterConfig.Get(config, "mh_adapter", false),
-            AfterFeedForward = AdapterConfig.Get(config, "output_adapter", true),
-            NonLinearity = AdapterConfig.Get(config, "non_linearity", "relu"),
-            OriginalNormBefore = AdapterConfig.Get(config, "original_ln_before", false),
-            OriginalNormAfter = AdapterConfig.Get(config, "original_ln_after", true),
-            OwnNormBefore = AdapterConfig.Get(config, "ln_before", false),
-            OwnNormAfter = AdapterConfig.Get(config, "ln_after", false),
-            ResidualInsideOwnNorm = AdapterConfig.Get(config, "adapter_residual_before_ln", false),
-            Parallel = AdapterConfig.Get(config, "is_parallel", false),
-            Gate = AdapterConfig.Get(config, "use_gating", false),
-            Dropout = AdapterConfig.Get(config, "dropout", 0.0),
-            Init = AdapterConfig.Get(config, "init_weights", "bert"),
-            LeaveOut = [.. AdapterConfig.List<int>(config, "leave_out")],
-            Scaling = config["scaling"] is JsonValue v && v.TryGetValue(out string? word) ? word
-                : AdapterConfig.Get(config, "scaling", 1.0).ToString("R", CultureInfo.InvariantCulture),
-            Residual = config["residual_before_ln"] is JsonValue r && r.TryGetValue(out string? post)
-                ? post == "post_add" ? BottleneckResidual.PostAdd : throw new ArgumentException($"the field 'residual_before_ln' is '{post}'; expected is true, false or 'post_add'.")
-                : AdapterConfig.Get(config, "residual_before_ln", true) ? BottleneckResidual.BeforeNorm : BottleneckResidual.AfterNorm,
-        };
-        if (config["reduction_factor"] is not JsonObject)
-        {
-            options.ReductionFactor = AdapterConfig.Get(config, "reduction_factor", 16.0);
-            return options;
+            // Presets derive from the method whose files they share; the method itself reads them all.
+            Type type = PeftMethods.TypeOf(id);
+            if (!typeof(IAdapterHubMethod).IsAssignableFrom(type) || typeof(IAdapterHubMethod).IsAssignableFrom(type.BaseType)) continue;
+            PeftMethod method = PeftMethods.Create(id);
+            var hub = (IAdapterHubMethod)method;
+            known.Add(hub.Architecture ?? "none (bottleneck)");
+            if (hub.Architecture != architecture) continue;
+            hub.Name = name;
+            hub.ReadAdapterHub(config);
+            return method;
         }
-        OrderedDictionary<string, double> map = AdapterConfig.Table(config, "reduction_factor");
-        options.ReductionFactor = map.TryGetValue("default", out double rest) ? rest
-            : throw new ArgumentException("the field 'reduction_factor' has no entry 'default' for the layers that it does not name.", "reduction_factor");
-        map.Remove("default");
-        options.ReductionFactors = map;
-        return options;
+        throw new ArgumentException($"the field 'architecture' is '{architecture}'; known: {string.Join(", ", known)}.{NearNames.Hint(architecture ?? "", known)}", "architecture");
     }
 
     /// <summary>Makes the adaptation and fills it from the file.</summary>
     /// <param name="folder">Path of the folder.</param>
     /// <param name="backbone">The base model that the adapter was trained on.</param>
+    /// <param name="method">
+    /// The method with its options, where they are known better than the file can say them (DiReFT, whose folders say NoReFT;
+    /// VeRA's vectors); null to read them.
+    /// </param>
     /// <returns>The adaptation; the caller owns it.</returns>
     /// <exception cref="CheckpointFormatException">A file is missing or damaged, or does not fit the backbone.</exception>
-    public static PeftAdaptation Attach(string folder, Backbone backbone)
+    public static PeftAdaptation Attach(string folder, Backbone backbone, PeftMethod? method = null)
     {
-        BottleneckOptions options = ReadOptions(folder);
         var files = new FolderFileSet(folder);
         JsonObject root = AdapterFolder.ReadConfig(files, AdapterFolder.ConfigFile);
+        method ??= ReadMethod(files, root);
         int hidden = AdapterConfig.Get(root, "hidden_size", backbone.Config.HiddenSize);
         if (hidden != backbone.Config.HiddenSize)
             throw new CheckpointFormatException($"{files.Description}: the adapter is made for hidden size {hidden}, the backbone has {backbone.Config.HiddenSize}.");
-        if (!files.Exists(WeightsFile))
-            throw new CheckpointFormatException($"{files.Description} has no {WeightsFile}; it holds: {NearNames.List(files.Names)}. Pickled adapters (.bin) are not read.");
-        using SafetensorsFile file = SafetensorsFile.Open(files, WeightsFile);
-        PeftAdaptation adaptation = options.Attach(backbone, seed: 0);
+        using SafetensorsFile file = OpenTensors(files, WeightsFile);
+        method.ReadTensors(file.Names.ToDictionary(name => name, name => file.Info(name).Shape.ToArray()));
+        PeftAdaptation adaptation = method.Attach(backbone, seed: 0);
         try
         {
-            Fill(adaptation, file, options);
+            Fill(adaptation.Parameters.Where(p => p.Exchanged), file, HubNames.Prefix(backbone), AdapterConfig.Get(root, "name", "default"));
             return adaptation;
         }
         catch
@@ -118,15 +110,47 @@ public static class AdapterHubFolder
         }
     }
 
-    private static void Fill(PeftAdaptation adaptation, SafetensorsFile file, BottleneckOptions options)
+    /// <summary>Makes the head that lies in the folder and fills it; null where there is none.</summary>
+    /// <param name="folder">Path of the folder.</param>
+    /// <param name="backbone">The base model.</param>
+    /// <returns>The head; the caller owns it.</returns>
+    /// <exception cref="CheckpointFormatException">A file is missing or damaged, or the head is not known here.</exception>
+    public static AdapterHubHead? AttachHead(string folder, Backbone backbone)
     {
-        string prefix = adaptation.Backbone.Prefix + ".";
-        HashSet<string> rest = [.. file.Names];
-        if (options.OwnNormBefore) rest.RemoveWhere(name => name.Contains(".adapter_down.0.", StringComparison.Ordinal));   // the norm again
-        List<string> missing = [];
-        foreach (NamedParameter parameter in adaptation.Parameters)
+        var files = new FolderFileSet(folder);
+        if (!files.Exists(HeadConfigFile)) return null;
+        JsonObject root = AdapterFolder.ReadConfig(files, HeadConfigFile);
+        using SafetensorsFile file = OpenTensors(files, HeadWeightsFile);
+        AdapterHubHead? head = null;
+        try
         {
-            string bare = parameter.Name.StartsWith(prefix, StringComparison.Ordinal) ? parameter.Name[prefix.Length..] : parameter.Name;
+            head = new AdapterHubHead(backbone, AdapterConfig.Get(root, "name", "default"), root["config"] as JsonObject
+                ?? throw new ArgumentException("the table 'config' is missing."));
+            Fill(head.Parameters, file, HubNames.Prefix(backbone), head.Name);
+            return head;
+        }
+        catch (Exception e)
+        {
+            head?.Dispose();
+            if (e is not ArgumentException) throw;
+            throw new CheckpointFormatException($"{files.Description}/{HeadConfigFile}: {e.Message}", e);
+        }
+    }
+
+    private static SafetensorsFile OpenTensors(FolderFileSet files, string name) => files.Exists(name)
+        ? SafetensorsFile.Open(files, name)
+        : throw new CheckpointFormatException($"{files.Description} has no {name}; it holds: {NearNames.List(files.Names)}. Pickled adapters (.bin) are not read.");
+
+    private static void Fill(IEnumerable<NamedParameter> parameters, SafetensorsFile file, string prefix, string name)
+    {
+        HashSet<string> rest = [.. file.Names];
+        // A norm in front is stored twice: once by its name, once as the first part of the way down.
+        rest.RemoveWhere(key => key.Contains($".{name}.adapter_down.0.", StringComparison.Ordinal)
+            && file.Contains(key.Replace(".adapter_down.0.", ".adapter_norm_before.", StringComparison.Ordinal)));
+        List<string> missing = [];
+        foreach (NamedParameter parameter in parameters)
+        {
+            string bare = parameter.Name.StartsWith(prefix + ".", StringComparison.Ordinal) ? parameter.Name[(prefix.Length + 1)..] : parameter.Name;
             string key = file.Contains(parameter.Name) ? parameter.Name : bare;
             if (!file.Contains(key))
             {
@@ -134,10 +158,10 @@ public static class AdapterHubFolder
                 continue;
             }
             rest.Remove(key);
-            using TorchSharp.torch.Tensor value = AdapterTensors.Read(file, key);
+            using Tensor value = AdapterTensors.Read(file, key);
             try
             {
-                parameter.Load(value);
+                parameter.Load(FromFile(value, parameter));
             }
             catch (ArgumentException e)
             {
@@ -148,83 +172,75 @@ public static class AdapterHubFolder
         if (rest.Count > 0) throw new CheckpointFormatException($"{file.Description}: unexpected tensors: {NearNames.List(rest)}.");
     }
 
-    /// <summary>Writes a bottleneck adapter for AdapterHub's package.</summary>
+    // A vector here may be the diagonal of a matrix there.
+    private static Tensor FromFile(Tensor value, NamedParameter parameter) =>
+        parameter.Value.dim() == 1 && value.dim() == 2 && value.shape[0] == value.shape[1] && value.shape[0] == parameter.Value.shape[0] ? value.diag() : value;
+
+    /// <summary>Writes an adapter for AdapterHub's package.</summary>
     /// <param name="folder">Path of the folder; made where it is missing.</param>
-    /// <param name="adaptation">An adaptation of a bottleneck method.</param>
+    /// <param name="adaptation">An adaptation of a method that the package knows.</param>
     /// <param name="modelClass">The package's model class, e.g. <c>BertAdapterModel</c>; null for the family's.</param>
     /// <param name="modelName">Name of the base model, or null.</param>
-    /// <exception cref="NotSupportedException">The method is no bottleneck.</exception>
-    public static void Save(string folder, PeftAdaptation adaptation, string? modelClass = null, string? modelName = null)
+    /// <param name="head">A head of the package, or null.</param>
+    /// <param name="loadedFrom">The whole configuration that the adapter was loaded with: written again as it is where it still holds.</param>
+    /// <exception cref="NotSupportedException">The package does not know the method.</exception>
+    public static void Save(string folder, PeftAdaptation adaptation, string? modelClass = null, string? modelName = null, AdapterHubHead? head = null, JsonObject? loadedFrom = null)
     {
-        if (adaptation.Method is not BottleneckOptions options)
-            throw new NotSupportedException($"Method {adaptation.Method.Id} is not written for AdapterHub; only bottleneck adapters are. Use AdapterFolder.");
+        if (adaptation.Method is not IAdapterHubMethod method)
+            throw new NotSupportedException($"Method {adaptation.Method.Id} does not exist in AdapterHub's package; use AdapterFolder.");
         BackboneConfig backbone = adaptation.Backbone.Config;
-        var root = new JsonObject
+        JsonObject Root(string name, JsonObject config) => new()
         {
-            ["config"] = Config(options),
+            ["config"] = config,
             ["hidden_size"] = backbone.HiddenSize,
-            ["model_class"] = modelClass ?? $"{char.ToUpperInvariant(backbone.ModelType[0])}{backbone.ModelType[1..]}AdapterModel",
+            ["model_class"] = modelClass ?? ModelClass(backbone.ModelType),
             ["model_name"] = modelName,
             ["model_type"] = backbone.ModelType,
-            ["name"] = options.Name,
-            ["version"] = "adapters.1.3.0",
+            ["name"] = name,
+            ["version"] = Version,
         };
         Directory.CreateDirectory(folder);
-        var writer = new SafetensorsWriter();
-        foreach (NamedParameter parameter in adaptation.Parameters) AdapterTensors.Add(writer, parameter.Name, parameter.Value);
-        writer.Save(Path.Combine(folder, WeightsFile));
-        byte[] text = Encoding.ASCII.GetBytes(AdapterConfig.ToText(root));
-        AtomicFile.Write(Path.Combine(folder, AdapterFolder.ConfigFile), stream => stream.Write(text));
+        JsonObject root = loadedFrom is not null && StillHolds(loadedFrom, adaptation.Method) ? loadedFrom : Root(method.Name, method.WriteAdapterHub());
+        Write(folder, AdapterFolder.ConfigFile, root, WeightsFile, adaptation.Parameters.Where(p => p.Exchanged));
+        if (head is not null) Write(folder, HeadConfigFile, Root(head.Name, head.Configuration()), HeadWeightsFile, head.Parameters);
     }
 
-    private static JsonObject Config(BottleneckOptions o)
+    private static bool StillHolds(JsonObject loaded, PeftMethod method)
     {
-        JsonNode reduction = AdapterConfig.Number(o.ReductionFactor);
-        if (o.ReductionFactors.Count > 0)
+        try
         {
-            var map = new JsonObject(o.ReductionFactors.Select(p => KeyValuePair.Create(p.Key, (JsonNode?)AdapterConfig.Number(p.Value)))) { ["default"] = reduction };
-            reduction = map;
+            return loaded["config"] is JsonObject config && PeftMethods.ToJson(Parse(config, AdapterConfig.Get(loaded, "name", "default"))) == PeftMethods.ToJson(method);
         }
-        return new JsonObject
+        catch (ArgumentException)
         {
-            ["adapter_residual_before_ln"] = o.ResidualInsideOwnNorm,
-            ["cross_adapter"] = false,
-            ["dropout"] = o.Dropout,
-            ["factorized_phm_W"] = true,
-            ["factorized_phm_rule"] = false,
-            ["hypercomplex_nonlinearity"] = "glorot-uniform",
-            ["init_weights"] = o.Init,
-            ["init_weights_seed"] = null,
-            ["inv_adapter"] = null,
-            ["inv_adapter_reduction_factor"] = null,
-            ["is_parallel"] = o.Parallel,
-            ["learn_phm"] = true,
-            ["leave_out"] = AdapterConfig.Array(o.LeaveOut),
-            ["ln_after"] = o.OwnNormAfter,
-            ["ln_before"] = o.OwnNormBefore,
-            ["mh_adapter"] = o.AfterAttention,
-            ["non_linearity"] = o.NonLinearity,
-            ["original_ln_after"] = o.OriginalNormAfter,
-            ["original_ln_before"] = o.OriginalNormBefore,
-            ["output_adapter"] = o.AfterFeedForward,
-            ["phm_bias"] = true,
-            ["phm_c_init"] = "normal",
-            ["phm_dim"] = 4,
-            ["phm_init_range"] = 0.0001,
-            ["phm_layer"] = false,
-            ["phm_rank"] = 1,
-            ["reduction_factor"] = reduction,
-            ["residual_before_ln"] = o.Residual switch
-            {
-                BottleneckResidual.BeforeNorm => true,
-                BottleneckResidual.AfterNorm => false,
-                _ => "post_add",
-            },
-            ["scaling"] = o.Constant is { } s ? s : o.Scaling,
-            ["shared_W_phm"] = false,
-            ["shared_phm_rule"] = true,
-            ["stochastic_depth"] = 0.0,
-            ["use_gating"] = o.Gate,
-        };
+            return false;
+        }
     }
+
+    private static void Write(string folder, string configFile, JsonObject root, string weightsFile, IEnumerable<NamedParameter> parameters)
+    {
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        var writer = new SafetensorsWriter();
+        foreach (NamedParameter parameter in parameters)
+        {
+            AdapterTensors.Add(writer, parameter.Name, parameter.Value.dim() == 1 && parameter.Name.Contains(".vera_", StringComparison.Ordinal) ? parameter.Value.diag() : parameter.Value);
+            // A norm in front is stored a second time, as the first part of the way down.
+            if (parameter.Name.Contains(".adapter_norm_before.", StringComparison.Ordinal))
+                AdapterTensors.Add(writer, parameter.Name.Replace(".adapter_norm_before.", ".adapter_down.0.", StringComparison.Ordinal), parameter.Value);
+        }
+        writer.Save(Path.Combine(folder, weightsFile));
+        byte[] text = Encoding.ASCII.GetBytes(AdapterConfig.ToText(root));
+        AtomicFile.Write(Path.Combine(folder, configFile), stream => stream.Write(text));
+    }
+
+    private static string ModelClass(string family) => family switch
+    {
+        "gpt2" => "GPT2AdapterModel",
+        "t5" => "T5AdapterModel",
+        "vit" => "ViTAdapterModel",
+        "xlm-roberta" => "XLMRobertaAdapterModel",
+        "distilbert" => "DistilBertAdapterModel",
+        _ => $"{char.ToUpperInvariant(family[0])}{family[1..]}AdapterModel",
+    };
 }

@@ -23,9 +23,10 @@ public enum BottleneckResidual
 /// Bottleneck adapters: <c>B(h) = s · (W_up φ(W_down h + b_down) + b_up)</c> with a residual of their own, at the residual
 /// connection of the attention and the feed-forward part. With stream x, part output f and frozen norm LN, the default
 /// (Pfeiffer et al. 2020, arXiv 2005.00052, AdapterHub's seq_bn) gives <c>LN(B(LN(f + x)) + f + x)</c> after the feed-forward
-/// part. Trained numbers a place: 2 d m + d + m, m = d / reduction. Not mergeable: the bottleneck is not linear.
+/// part. Trained numbers a place: 2 d m + d + m, m = d / reduction. Not mergeable: the bottleneck is not linear. With
+/// <see cref="Phm"/> both projections are Compacter's: 2 r (d + m) + d + m a place and one rule of n³ for all.
 /// </summary>
-public class BottleneckOptions : PeftMethod
+public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
 {
     /// <summary>Name of the adapter inside tensor names.</summary>
     public string Name { get; set; } = "default";
@@ -35,6 +36,9 @@ public class BottleneckOptions : PeftMethod
 
     /// <summary>True for a bottleneck after the feed-forward part of each layer.</summary>
     public bool AfterFeedForward { get; set; } = true;
+
+    /// <summary>True for a bottleneck after the cross-attention part of each decoder layer.</summary>
+    public bool AfterCrossAttention { get; set; }
 
     /// <summary>Hidden width over bottleneck width; above 0, below 1 for a bottleneck wider than the hidden states.</summary>
     public double ReductionFactor { get; set; } = 16;
@@ -75,11 +79,23 @@ public class BottleneckOptions : PeftMethod
     /// <summary>Share of the bottleneck's output, in [0, 1), that is dropped while training.</summary>
     public double Dropout { get; set; }
 
+    /// <summary>Share of the rows, in [0, 1), whose bottleneck is dropped whole while training, before the scaling.</summary>
+    public double StochasticDepth { get; set; }
+
     /// <summary>Initial values: <c>bert</c> (normal, 0.02), <c>mam_adapter</c> (up projection 0: a fresh adapter changes nothing) or <c>houlsby</c> (normal, 0.01, cut).</summary>
     public string Init { get; set; } = "bert";
 
-    /// <summary>Layers without a bottleneck, numbered from 0.</summary>
+    /// <summary>A seed that AdapterHub's files may hold; kept for them, the seed of <see cref="Attach"/> draws.</summary>
+    public long? InitSeed { get; set; }
+
+    /// <summary>Layers without a bottleneck, numbered from 0; in networks with a decoder through both stacks.</summary>
     public int[] LeaveOut { get; set; } = [];
+
+    /// <summary>Null, or <c>nice</c> for an invertible block on the embeddings (language adapters of MAD-X), which a language-model head undoes.</summary>
+    public string? Invertible { get; set; }
+
+    /// <summary>Half the hidden width over the inner width of the invertible block; above 0.</summary>
+    public double InvertibleReductionFactor { get; set; } = 2;
 
     /// <inheritdoc/>
     [JsonIgnore]
@@ -100,7 +116,11 @@ public class BottleneckOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public sealed override bool ExactAtStart => Init == "mam_adapter" && !OwnNormAfter && Residual == BottleneckResidual.BeforeNorm && OriginalNormAfter;
+    public sealed override bool ExactAtStart => Init == "mam_adapter" && Invertible is null && !OwnNormAfter && Residual == BottleneckResidual.BeforeNorm && OriginalNormAfter;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public sealed override bool ReadsPadding => Gate;
 
     /// <inheritdoc/>
     [JsonIgnore]
@@ -110,7 +130,7 @@ public class BottleneckOptions : PeftMethod
     public override void Validate()
     {
         if (Name.Length == 0 || Name.Contains('.')) throw Invalid(nameof(Name), $"'{Name}'", "a name without dots");
-        if (!AfterAttention && !AfterFeedForward) throw Invalid(nameof(AfterFeedForward), false, "true here or at AfterAttention: no place is chosen");
+        if (!AfterAttention && !AfterFeedForward && !AfterCrossAttention) throw Invalid(nameof(AfterFeedForward), false, "true here, at AfterAttention or at AfterCrossAttention: no place is chosen");
         foreach (double factor in ReductionFactors.Values.Append(ReductionFactor))
             if (!(factor > 0) || !double.IsFinite(factor)) throw Invalid(nameof(ReductionFactor), factor, "above 0");
         foreach (string key in ReductionFactors.Keys)
@@ -126,6 +146,10 @@ public class BottleneckOptions : PeftMethod
         if (Init is not ("bert" or "mam_adapter" or "houlsby")) throw Invalid(nameof(Init), $"'{Init}'", "bert, mam_adapter or houlsby");
         if (Scaling is not ("learned" or "channel") && Constant is null) throw Invalid(nameof(Scaling), $"'{Scaling}'", "a finite number, learned or channel");
         if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        if (!(StochasticDepth >= 0 && StochasticDepth < 1)) throw Invalid(nameof(StochasticDepth), StochasticDepth, "0 up to, not including, 1");
+        if (Invertible is not (null or "nice")) throw Invalid(nameof(Invertible), $"'{Invertible}'", "null or nice");
+        if (!(InvertibleReductionFactor > 0) || !double.IsFinite(InvertibleReductionFactor)) throw Invalid(nameof(InvertibleReductionFactor), InvertibleReductionFactor, "above 0");
+        if (Phm) ValidatePhm();
         if (!Enum.IsDefined(Residual)) throw Invalid(nameof(Residual), Residual, string.Join(", ", Enum.GetNames<BottleneckResidual>()));
     }
 
@@ -148,10 +172,13 @@ public class BottleneckOptions : PeftMethod
     /// <inheritdoc/>
     public override long CountTrainable(Backbone backbone)
     {
-        long d = backbone.Config.HiddenSize;
+        int d = backbone.Config.HiddenSize;
         long extra = (OwnNormBefore ? 2 * d : 0) + (OwnNormAfter ? 2 * d : 0) + (Gate ? d + 1 : 0)
             + (Scaling == "channel" ? d : Scaling == "learned" ? 1 : 0);
-        return Places(backbone).Sum(place => 2 * d * Width((int)d, place.Layer) + d + Width((int)d, place.Layer) + extra);
+        long Maps(long m) => Phm ? PhmLayers.CountOwn(this, d, m) + PhmLayers.CountOwn(this, m, d) : 2 * d * m + d + m;
+        return Places(backbone).Sum(place => Maps(CheckedWidth(d, place.Layer)) + extra)
+            + (Phm ? PhmLayers.CountShared(this, d, Width(d, 0)) : 0)
+            + (Invertible is null ? 0 : NicePatch.Count(d, InvertibleReductionFactor));
     }
 
     /// <inheritdoc/>
@@ -159,37 +186,40 @@ public class BottleneckOptions : PeftMethod
     {
         Validate();
         List<Residual> places = Places(backbone);
+        int d = backbone.Config.HiddenSize;
+        foreach (Residual place in places) CheckedWidth(d, place.Layer);
+        Sequence? embeddings = Invertible is null ? null : Embeddings(backbone);
         using var scope = NewDisposeScope();
+        using var off = no_grad();
         var adaptation = new PeftAdaptation(this, backbone);
+        NamedParameter Make(string name, bool trainable, bool decays, Func<Draws, Tensor> draw)
+        {
+            NamedParameter parameter = adaptation.Add(name, draw(new Draws(seed, name)).to(backbone.Device), trainable);
+            parameter.Decay &= decays;
+            return parameter;
+        }
+        NamedParameter Add(string name, Func<Draws, Tensor> draw) => Make(name, true, true, draw);
+        PhmLayers? phm = Phm ? new PhmLayers(this, HubNames.Path(backbone, $"shared_parameters.{Name}"), Make) : null;
+        if (embeddings is not null)
+            adaptation.Attach(embeddings, new NicePatch(d, InvertibleReductionFactor, Activations.Get(Activation), InvertiblePath(backbone), Add));
         foreach (Residual place in places)
-            adaptation.Attach(place, new BottleneckPatch(this, adaptation, $"{backbone.PathOf(place)}.adapters.{Name}", place.Layer, seed));
+            adaptation.Attach(place, new BottleneckPatch(this, $"{HubNames.Bottlenecks(backbone, place)}.{Name}", d, Width(d, place.Layer), phm, Add));
         return adaptation;
     }
+
+    // Encoder and decoder share an invertible block on the encoder's side alone.
+    private string InvertiblePath(Backbone backbone) =>
+        HubNames.Path(backbone, $"{(backbone.Config.ModelType is "t5" or "mt5" ? "encoder." : "")}invertible_adapters.{Name}");
+
+    private static Sequence Embeddings(Backbone backbone) =>
+        (backbone.Sites.Any(s => s.Role == SiteRole.WordEmbedding) ? backbone.Sites.OfType<Sequence>().FirstOrDefault(s => s.Role == SiteRole.EmbeddingSequence) : null)
+        ?? throw new ArgumentException($"This {backbone.Config.ModelType} backbone has no token embeddings for an invertible block; leave Invertible null.", nameof(Invertible));
 
     private List<Residual> Places(Backbone backbone)
     {
         List<Residual> places = [.. backbone.Sites.OfType<Residual>().Where(r => !LeaveOut.Contains(r.Layer)
-            && (r.Role == SiteRole.AttentionResidual ? AfterAttention : AfterFeedForward))];
+            && (r.Role switch { SiteRole.AttentionResidual => AfterAttention, SiteRole.FeedForwardResidual => AfterFeedForward, _ => AfterCrossAttention }))];
         return places.Count > 0 ? places : throw new ArgumentException(
             $"No place for a bottleneck is left: LeaveOut is [{string.Join(", ", LeaveOut)}] and this {backbone.Config.ModelType} backbone has {backbone.Config.LayerCount} layers.", nameof(LeaveOut));
     }
-}
-
-/// <summary>The preset of Houlsby et al. 2019 (arXiv 1902.00751, AdapterHub's double_seq_bn): after both parts, <c>LN(B(f) + f + x)</c>, swish.</summary>
-public sealed class HoulsbyOptions : BottleneckOptions
-{
-    /// <summary>Makes the preset.</summary>
-    public HoulsbyOptions() => (AfterAttention, OriginalNormBefore, NonLinearity) = (true, false, "swish");
-
-    /// <inheritdoc/>
-    [JsonIgnore]
-    public override string Id => "houlsby";
-}
-
-/// <summary>The preset of Pfeiffer et al. 2020 (arXiv 2005.00052, AdapterHub's seq_bn): after the feed-forward part, <c>LN(B(LN(f + x)) + f + x)</c>, ReLU.</summary>
-public sealed class PfeifferOptions : BottleneckOptions
-{
-    /// <inheritdoc/>
-    [JsonIgnore]
-    public override string Id => "pfeiffer";
 }

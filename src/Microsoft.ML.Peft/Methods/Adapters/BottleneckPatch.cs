@@ -12,37 +12,39 @@ internal sealed class BottleneckPatch : ResidualPatch
     private const double NormEpsilon = 1e-5;
 
     private readonly BottleneckOptions _options;
-    private readonly Func<Tensor, Tensor> _activation;
-    private readonly NamedParameter _downWeight, _downBias, _upWeight, _upBias;
+    private readonly Func<Tensor, Tensor> _activation, _down, _up;
     private readonly (NamedParameter Weight, NamedParameter Bias)? _normBefore, _normAfter, _gate;
     private readonly NamedParameter? _scaling;
 
-    public BottleneckPatch(BottleneckOptions options, PeftAdaptation adaptation, string path, int layer, long seed)
+    /// <param name="options">The options.</param>
+    /// <param name="path">Path of the bottleneck.</param>
+    /// <param name="hidden">Width d of the states.</param>
+    /// <param name="width">Width m of the bottleneck.</param>
+    /// <param name="phm">Hypercomplex projections, or null for plain ones.</param>
+    /// <param name="add">Owns a parameter: name, initial values.</param>
+    public BottleneckPatch(BottleneckOptions options, string path, int hidden, int width, PhmLayers? phm, Func<string, Func<Draws, Tensor>, NamedParameter> add)
     {
         _options = options;
         _activation = Activations.Get(options.Activation);
-        Device device = adaptation.Backbone.Device;
-        int d = adaptation.Backbone.Config.HiddenSize, m = options.Width(d, layer);
-        NamedParameter Add(string name, Func<Draws, Tensor> make)
-        {
-            using var off = no_grad();
-            return adaptation.Add($"{path}.{name}", make(new Draws(seed, $"{path}.{name}")).to(device));
-        }
         (NamedParameter, NamedParameter) Norm(string name) =>
-            (Add($"{name}.weight", _ => ones([d])), Add($"{name}.bias", _ => zeros([d])));
-        Tensor Down(Draws draws) => options.Init == "mam_adapter" ? draws.Kaiming(m, d) : Matrix(draws, m, d);
-        Tensor Up(Draws draws) => options.Init == "mam_adapter" ? zeros([d, m]) : Matrix(draws, d, m);
+            (add($"{path}.{name}.weight", _ => ones([hidden])), add($"{path}.{name}.bias", _ => zeros([hidden])));
+        Func<Tensor, Tensor> Plain(string name, int outputs, Func<Draws, Tensor> draw)
+        {
+            NamedParameter weight = add($"{path}.{name}.weight", draw), bias = add($"{path}.{name}.bias", _ => zeros([outputs]));
+            return x => nn.functional.linear(x, weight.Value, bias.Value);
+        }
+        bool mam = options.Init == "mam_adapter";
 
         if (options.OwnNormBefore) _normBefore = Norm("adapter_norm_before");
         // The norm stands first in AdapterHub's list of parts, so the projection's number moves up.
         string down = options.OwnNormBefore ? "adapter_down.1" : "adapter_down.0";
-        _downWeight = Add($"{down}.weight", Down);
-        _downBias = Add($"{down}.bias", _ => zeros([m]));
-        _upWeight = Add("adapter_up.weight", Up);
-        _upBias = Add("adapter_up.bias", _ => zeros([d]));
+        _down = phm is not null ? phm.Make($"{path}.{down}", "down", hidden, width)
+            : Plain(down, width, draws => mam ? draws.Kaiming(width, hidden) : Matrix(draws, width, hidden));
+        _up = phm is not null ? phm.Make($"{path}.adapter_up", "up", width, hidden)
+            : Plain("adapter_up", hidden, draws => mam ? zeros([hidden, width]) : Matrix(draws, hidden, width));
         if (options.OwnNormAfter) _normAfter = Norm("adapter_norm_after");
-        if (options.Gate) _gate = (Add("gate.weight", draws => draws.Normal(0.02, 1, d)), Add("gate.bias", _ => zeros([1])));
-        if (options.Constant is null) _scaling = Add("scaling", _ => ones([options.Scaling == "channel" ? d : 1]));
+        if (options.Gate) _gate = (add($"{path}.gate.weight", draws => draws.Normal(0.02, 1, hidden)), add($"{path}.gate.bias", _ => zeros([1])));
+        if (options.Constant is null) _scaling = add($"{path}.scaling", _ => ones([options.Scaling == "channel" ? hidden : 1]));
     }
 
     private Tensor Matrix(Draws draws, long rows, long columns) => _options.Init == "houlsby"
@@ -71,15 +73,19 @@ internal sealed class BottleneckPatch : ResidualPatch
     // s · (W_up φ(W_down h + b_down) + b_up), gated: [batch, tokens, hidden]
     private Tensor Inner(Tensor h, Pass pass)
     {
-        Tensor x = h.to_type(_downWeight.Value.dtype);
+        Tensor x = h.to_type(ScalarType.Float32);
         Tensor low = _normBefore is { } norm ? nn.functional.layer_norm(x, [x.shape[^1]], norm.Weight.Value, norm.Bias.Value, NormEpsilon) : x;
-        low = _activation(nn.functional.linear(low, _downWeight.Value, _downBias.Value));            // [batch, tokens, m]
-        Tensor y = pass.Dropout(nn.functional.linear(low, _upWeight.Value, _upBias.Value), _options.Dropout);
+        low = _activation(_down(low));                                                               // [batch, tokens, m]
+        Tensor y = DropRows(pass.Dropout(_up(low), _options.Dropout), pass);
         if (_scaling is not null) y = y * _scaling.Value;
         else if (_options.Constant is { } s and not 1) y = y * s;
         if (_gate is { } gate) y = y * nn.functional.linear(x, gate.Weight.Value, gate.Bias.Value).sigmoid().mean([1], keepdim: true);
         return y.to_type(h.dtype);
     }
+
+    // Stochastic depth: a row keeps the whole bottleneck or none of it.
+    private Tensor DropRows(Tensor y, Pass pass) => !pass.Training || _options.StochasticDepth <= 0 ? y
+        : y * pass.Dropout(ones([y.shape[0], 1, 1], device: y.device), _options.StochasticDepth);
 
     private Tensor NormAfter(Tensor y)
     {
