@@ -17,8 +17,20 @@ public static class PeftMethods
         WriteIndented = false,
         UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow,
         PropertyNamingPolicy = JsonNamingPolicy.CamelCase,
-        Converters = { new JsonStringEnumConverter(JsonNamingPolicy.CamelCase) },
+        Converters = { new JsonStringEnumConverter(JsonNamingPolicy.CamelCase), new MethodConverter() },
     };
+
+    // Options that are methods themselves (the parts of a union) are written with their names.
+    private sealed class MethodConverter : JsonConverter<PeftMethod>
+    {
+        public override PeftMethod Read(ref Utf8JsonReader reader, Type type, JsonSerializerOptions options)
+        {
+            using JsonDocument document = JsonDocument.ParseValue(ref reader);
+            return FromJson(document.RootElement.GetRawText());
+        }
+
+        public override void Write(Utf8JsonWriter writer, PeftMethod value, JsonSerializerOptions options) => writer.WriteRawValue(ToJson(value));
+    }
 
     /// <summary>Names of all registered methods, sorted.</summary>
     public static IReadOnlyList<string> Ids => [.. _types.Keys.Order(StringComparer.Ordinal)];

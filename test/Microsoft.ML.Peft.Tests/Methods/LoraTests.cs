@@ -190,8 +190,10 @@ public class LoraTests
         StringAssert.Contains(Refused("\"reduction_factor\": 4", "\"reduction_factor\": 8"), "found shape [8, 32], expected [4, 32]");
         StringAssert.Contains(Refused("\"mh_adapter\": true", "\"mh_adapter\": false"), "unexpected tensors");
         StringAssert.Contains(Refused("\"use_gating\": false", "\"use_gating\": true"), "missing tensors");
-        StringAssert.Contains(Refused("\"phm_layer\": false", "\"phm_layer\": true"), "phm_layer");
-        StringAssert.Contains(Refused("\"stochastic_depth\": 0.0", "\"stochastic_depth\": 0.1"), "stochastic_depth");
+        StringAssert.Contains(Refused("\"phm_layer\": false", "\"phm_layer\": true"), "phm_rule");
+        StringAssert.Contains(Refused("\"stochastic_depth\": 0.0", "\"stochastic_depth\": 1.5"), "StochasticDepth");
+        StringAssert.Contains(Refused("\"inv_adapter\": null", "\"inv_adapter\": \"glow\""), "nice");
+        StringAssert.Contains(Refused("\"config\": {", "\"config\": { \"architecture\": \"loar\","), "'lora'");
         using PeftAdaptation lora = new LoraOptions().Attach(backbone, 0);
         Assert.ThrowsExactly<NotSupportedException>(() => AdapterHubFolder.Save(folder, lora));
     }

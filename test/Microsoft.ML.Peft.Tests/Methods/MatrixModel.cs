@@ -129,6 +129,9 @@ internal sealed class MatrixModel : IDisposable
     /// <summary>A BERT of a real size without its numbers, for counting.</summary>
     public static Backbone ShapesOnly(int hidden, int layers, int inner) => BackboneLoader.Build(Config(hidden, layers, inner, 30522), new Shapes());
 
+    /// <summary>A network of any configuration without its numbers, for counting.</summary>
+    public static Backbone ShapesOnly(JsonObject config) => BackboneLoader.Build(config, new Shapes());
+
     // Through text: a configuration comes from a file.
     private static JsonObject Config(int hidden, int layers, int inner, int vocabulary) => JsonNode.Parse(new JsonObject
     {

@@ -120,10 +120,6 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public sealed override bool ReadsPadding => Gate;
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public sealed override double DefaultLearningRate => 1e-4;
 
     /// <inheritdoc/>
@@ -175,6 +171,7 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
         int d = backbone.Config.HiddenSize;
         long extra = (OwnNormBefore ? 2 * d : 0) + (OwnNormAfter ? 2 * d : 0) + (Gate ? d + 1 : 0)
             + (Scaling == "channel" ? d : Scaling == "learned" ? 1 : 0);
+        if (Invertible is not null) Embeddings(backbone);
         long Maps(long m) => Phm ? PhmLayers.CountOwn(this, d, m) + PhmLayers.CountOwn(this, m, d) : 2 * d * m + d + m;
         return Places(backbone).Sum(place => Maps(CheckedWidth(d, place.Layer)) + extra)
             + (Phm ? PhmLayers.CountShared(this, d, Width(d, 0)) : 0)

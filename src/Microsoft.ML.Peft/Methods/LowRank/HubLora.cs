@@ -62,7 +62,11 @@ public sealed class HubLoraOptions : HubLowRankOptions, IAdapterHubMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override bool ReadsPadding => Gate;
+    public override bool RowsAreIndependent => !Gate;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Formula => "r (in + out) a projection; VeRA r² + out²";
 
     internal bool Vera => VeraD is not null;
 

@@ -34,6 +34,10 @@ public sealed class MtlLoraOptions : HubLowRankOptions, IAdapterHubMethod
     public override bool Mergeable => FurtherTasks.Length == 0;
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Formula => "r in + k out r + tasks (r + k) a projection";
+
+    /// <inheritdoc/>
     public override void Validate()
     {
         base.Validate();
