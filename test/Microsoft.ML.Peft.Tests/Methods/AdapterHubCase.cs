@@ -24,9 +24,19 @@ internal static class AdapterHubCase
     public static TokenBatch Batch(Fixture fixture)
     {
         Tensor? Optional(string name) => fixture.Has(name) ? fixture[name] : null;
+        if (Optional("pixel_values") is { } pixels) return TokenBatch.OfImages(pixels) with { TaskIds = Optional("task_ids") };
         Tensor ids = fixture["input_ids"];
-        return new TokenBatch(ids, Optional("attention_mask") ?? ones_like(ids), Optional("token_type_ids"), TaskIds: Optional("task_ids"));
+        // Positions count from the left edge there, padding in front or not.
+        Tensor? positions = LeftPadded(fixture) ? arange(ids.shape[1], ScalarType.Int64).unsqueeze(0).expand(ids.shape[0], ids.shape[1]) : null;
+        return new TokenBatch(ids, Optional("attention_mask") ?? ones_like(ids), Optional("token_type_ids"), positions, TaskIds: Optional("task_ids")) { DecoderIds = Optional("decoder_input_ids") };
     }
+
+    /// <summary>True where a row begins with padding; what stands there means nothing.</summary>
+    public static bool LeftPadded(Fixture fixture) => fixture.Has("attention_mask") && fixture["attention_mask"].select(1, 0).eq(0).any().item<bool>();
+
+    /// <summary>States whose values at padding in front are those of another tensor.</summary>
+    public static Tensor Real(Fixture fixture, Tensor states, Tensor other) =>
+        LeftPadded(fixture) ? where(fixture["attention_mask"].unsqueeze(-1).ne(0), states, other) : states;
 
     public static BackboneOutput Run(Fixture fixture, Backbone backbone, PatchTable worn, bool keep = false, PeftAdaptation? adaptation = null)
     {

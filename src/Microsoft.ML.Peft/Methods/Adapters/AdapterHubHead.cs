@@ -102,7 +102,7 @@ public sealed class AdapterHubHead : Head
         if (!_rows.Contains(Type)) return output.Last;
         if (_pooled) return backbone.Pool(output, pass);
         // Prompts in front are read in the first token's stead, as the package does.
-        if (backbone.Config.ModelType is not ("gpt2" or "llama" or "mistral")) return output.Last.select(1, 0);
+        if (!backbone.Causal) return output.Last.select(1, 0);
         Tensor mask = output.Layout.Mask.ne(0).to_type(ScalarType.Int64);
         Tensor last = (mask.shape[1] - 1 - mask.flip(1).argmax(1)).view(-1, 1, 1).expand(-1, 1, output.Last.shape[2]);
         return output.Last.gather(1, last).squeeze(1);

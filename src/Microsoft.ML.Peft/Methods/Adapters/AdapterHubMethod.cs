@@ -46,26 +46,6 @@ public static class HubNames
     /// <param name="name">Path inside the base model, as sites have it.</param>
     public static string Path(Backbone backbone, string name) => $"{Prefix(backbone)}.{name}";
 
-    /// <summary>The path of a layer: <c>bert.encoder.layer.0</c>.</summary>
-    /// <param name="backbone">A backbone.</param>
-    /// <param name="layer">Layer number.</param>
-    public static string Layer(Backbone backbone, int layer) =>
-        Path(backbone, backbone.Sites.OfType<Block>().First(b => b.Role == SiteRole.LayerBlock && b.Layer == layer).Name);
-
-    /// <summary>The path under which the bottlenecks of a residual connection lie.</summary>
-    /// <param name="backbone">A backbone.</param>
-    /// <param name="place">A residual connection.</param>
-    public static string Bottlenecks(Backbone backbone, Residual place)
-    {
-        bool attention = place.Role == SiteRole.AttentionResidual;
-        return backbone.Config.ModelType switch
-        {
-            "gpt2" or "llama" or "mistral" => $"{Layer(backbone, place.Layer)}.{(attention ? "attention_adapters" : "output_adapters")}.adapters",
-            "vit" => $"{Layer(backbone, place.Layer)}.{(attention ? "attention_adapters" : "output.output_adapters")}.adapters",
-            _ => $"{Path(backbone, place.Name)}.adapters",
-        };
-    }
-
     /// <summary>The field <c>leave_out</c> and its kin: whole numbers.</summary>
     internal static int[] Numbers(JsonObject config, string field) => [.. AdapterConfig.List<int>(config, field)];
 

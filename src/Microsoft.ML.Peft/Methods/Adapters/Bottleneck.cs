@@ -115,8 +115,14 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
     public sealed override bool RowsAreIndependent => !Gate;
 
     /// <inheritdoc/>
+    /// <remarks>A shared rule starts so small that the output is the base model's down to rounding.</remarks>
     [JsonIgnore]
-    public sealed override bool ExactAtStart => Init == "mam_adapter" && Invertible is null && !OwnNormAfter && Residual == BottleneckResidual.BeforeNorm && OriginalNormAfter;
+    public sealed override bool ExactAtStart => Residual == BottleneckResidual.BeforeNorm && OriginalNormAfter && !OwnNormAfter && Invertible is null
+        && (Phm ? SharedPhmRule && PhmRuleRange <= 1e-4 : Init == "mam_adapter");
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public sealed override string Formula => Phm ? "2 r (d + m) + d + m a place, n³ once" : "2 d m + d + m a place";
 
     /// <inheritdoc/>
     [JsonIgnore]
@@ -200,7 +206,7 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
         if (embeddings is not null)
             adaptation.Attach(embeddings, new NicePatch(d, InvertibleReductionFactor, Activations.Get(Activation), InvertiblePath(backbone), Add));
         foreach (Residual place in places)
-            adaptation.Attach(place, new BottleneckPatch(this, $"{HubNames.Bottlenecks(backbone, place)}.{Name}", d, Width(d, place.Layer), phm, Add));
+            adaptation.Attach(place, new BottleneckPatch(this, $"{HubNames.Path(backbone, place.Name)}.adapters.{Name}", d, Width(d, place.Layer), phm, Add));
         return adaptation;
     }
 

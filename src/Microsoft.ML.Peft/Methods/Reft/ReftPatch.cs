@@ -107,11 +107,9 @@ internal sealed class ReftPatch(ReftOptions options, ReftUnit first, ReftUnit la
         long tokens = h.shape[1];
         Tensor start = mask.argmax(1), end = tokens - 1 - mask.flip(1).argmax(1);                    // first and last real token
         Tensor edited = h;
-        // Both read what the layer gave; what the last tokens get is written over.
-        if (options.PrefixPositions > 0)
-            edited = Write(edited, h, start.unsqueeze(1) + Count(options.PrefixPositions, h), first, pass);
-        if (options.SuffixPositions > 0)
-            edited = Write(edited, h, end.unsqueeze(1) - (options.SuffixPositions - 1) + Count(options.SuffixPositions, h), last, pass);
+        // Both read what the layer gave; what the last tokens get is written over. A unit without positions has a gradient of 0.
+        edited = Write(edited, h, start.unsqueeze(1) + Count(options.PrefixPositions, h), first, pass);
+        edited = Write(edited, h, end.unsqueeze(1) - (options.SuffixPositions - 1) + Count(options.SuffixPositions, h), last, pass);
         return edited;
     }
 
