@@ -15,13 +15,24 @@ public class PeftAdaptation : IDisposable
     private readonly Dictionary<string, NamedParameter> _byName = [];
     private readonly Dictionary<Site, Patch> _patches = [];
 
+    private readonly bool _owns;
+
     /// <summary>Makes an empty adaptation.</summary>
     /// <param name="method">The method with its options.</param>
     /// <param name="backbone">The backbone that it fits.</param>
-    public PeftAdaptation(PeftMethod method, Backbone backbone)
+    public PeftAdaptation(PeftMethod method, Backbone backbone) : this(method, backbone, owns: true)
+    {
+    }
+
+    /// <summary>Makes an empty adaptation, perhaps over parameters of others.</summary>
+    /// <param name="method">The method with its options.</param>
+    /// <param name="backbone">The backbone that it fits.</param>
+    /// <param name="owns">False where parameters are borrowed: they are not disposed here.</param>
+    private protected PeftAdaptation(PeftMethod method, Backbone backbone, bool owns)
     {
         Method = method;
         Backbone = backbone;
+        _owns = owns;
     }
 
     /// <summary>The method with its options.</summary>
@@ -131,7 +142,8 @@ public class PeftAdaptation : IDisposable
     /// <inheritdoc/>
     public virtual void Dispose()
     {
-        foreach (NamedParameter parameter in _parameters) parameter.Dispose();
+        if (_owns)
+            foreach (NamedParameter parameter in _parameters) parameter.Dispose();
         GC.SuppressFinalize(this);
     }
 }

@@ -18,6 +18,7 @@ public sealed class AdapterSet : IDisposable
     private sealed record Member(PeftAdaptation Adaptation, Head? Head);
 
     private readonly OrderedDictionary<string, Member> _members = [];
+    private readonly Dictionary<string, FusedParts> _fusions = [];
     private readonly Head? _bareHead;
 
     /// <summary>Makes an empty set.</summary>
@@ -89,6 +90,48 @@ public sealed class AdapterSet : IDisposable
         return new PatchTable(patches, Backbone.Device.type);
     }
 
+    /// <summary>Takes a fusion of adapters of this set, fresh or trained.</summary>
+    /// <param name="fusion">The method with its options.</param>
+    /// <param name="names">The adapters that are mixed, in order; they have patches at the same places.</param>
+    /// <param name="seed">Seed of the initial values.</param>
+    /// <returns>The fusion's parameters; the set owns them.</returns>
+    /// <exception cref="ArgumentException">Fewer than two names, an unknown one, or adapters at different places.</exception>
+    public PeftAdaptation AddFusion(IFusionMethod fusion, IReadOnlyList<string> names, long seed = 0)
+    {
+        if (names.Count < 2) throw new ArgumentException($"A fusion of {names.Count} adapters has nothing to mix; give two names or more.", nameof(names));
+        HashSet<Site>[] places = [.. names.Select(name => this[name].Patches.Keys.OfType<Residual>().ToHashSet<Site>())];
+        for (int i = 1; i < places.Length; i++)
+            if (!places[i].SetEquals(places[0]))
+                throw new ArgumentException($"The adapters '{names[0]}' and '{names[i]}' have patches at different residual connections; a fusion mixes adapters at the same places.", nameof(names));
+        if (places[0].Count == 0) throw new ArgumentException($"The adapter '{names[0]}' has no patch at a residual connection; a fusion mixes bottleneck adapters.", nameof(names));
+        string key = string.Join(',', names);
+        FusedParts made = fusion.Attach(Backbone, key, [.. places[0].OrderBy(s => s.Index).Cast<Residual>()], seed);
+        if (_fusions.Remove(key, out FusedParts? old)) old.Adaptation.Dispose();
+        _fusions[key] = made;
+        return made.Adaptation;
+    }
+
+    /// <summary>Several adapters as one adaptation, to wear or to train.</summary>
+    /// <param name="composition">How they work together.</param>
+    /// <param name="trained">
+    /// Names of the adapters, and of fusions (<c>a,b</c>), that are trained; everything else in the composition is frozen.
+    /// Null: the fusions, or all where there is none.
+    /// </param>
+    /// <returns>An adaptation that borrows the parameters of this set.</returns>
+    /// <exception cref="ArgumentException">An unknown name, a missing fusion, or adapters that do not compose this way.</exception>
+    public PeftAdaptation Compose(Composition composition, IReadOnlyCollection<string>? trained = null)
+    {
+        foreach (string name in composition.Names) Find(name);
+        foreach (string name in composition.Fusions)
+            if (!_fusions.ContainsKey(name))
+                throw new ArgumentException($"{composition} needs a fusion of '{name}', which this set has not: AddFusion first. Known: {(_fusions.Count == 0 ? "none" : NearNames.List(_fusions.Keys))}.", nameof(composition));
+        Dictionary<string, FusedParts> fusions = composition.Fusions.ToDictionary(name => name, name => _fusions[name]);
+        foreach (string name in trained ?? [])
+            if (!composition.Names.Contains(name) && !fusions.ContainsKey(name))
+                throw new ArgumentException($"'{name}' shall be trained and is no part of {composition}.", nameof(trained));
+        return new ComposedAdaptation(this, composition, fusions, trained ?? (fusions.Count > 0 ? [.. fusions.Keys] : [.. composition.Names]));
+    }
+
     /// <summary>
     /// Scores a batch in which each row wears its own adapter, its head included. The frozen products run once over all rows where
     /// every adapter allows it; adapters that insert tokens or look at the batch run row group by row group.
@@ -151,6 +194,8 @@ public sealed class AdapterSet : IDisposable
             member.Head?.Dispose();
         }
         _members.Clear();
+        foreach (FusedParts fusion in _fusions.Values) fusion.Adaptation.Dispose();
+        _fusions.Clear();
     }
 
     // What rows wear that wear nothing; never registered, saved or shown.

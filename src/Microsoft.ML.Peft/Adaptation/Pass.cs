@@ -195,6 +195,9 @@ public sealed class Pass
         return made;
     }
 
+    /// <summary>Repeats the batch: what follows in this pass has the given rows.</summary>
+    internal void Repeat(Tensor rows) => (Layout, TaskIds) = (Layout.Rows(rows), TaskIds?.index_select(0, rows));
+
     /// <summary>The group of rows that runs by itself right now, or -1 for the whole batch; see <see cref="RowPatches"/>.</summary>
     internal int Group { get; private set; } = -1;
 

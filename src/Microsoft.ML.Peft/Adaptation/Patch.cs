@@ -145,6 +145,9 @@ public abstract class AttentionPatch : Patch
 /// <summary>A patch that inserts, replaces or drops tokens.</summary>
 public abstract class SequencePatch : Patch
 {
+    /// <summary>True for a map of the hidden states that leaves the tokens as they are.</summary>
+    public virtual bool KeepsTokens => false;
+
     /// <summary>Changes the sequence and sets <see cref="Pass.Layout"/> to fit.</summary>
     /// <param name="hidden">Hidden states <c>[batch, tokens, hidden]</c>.</param>
     /// <param name="pass">The running forward pass.</param>

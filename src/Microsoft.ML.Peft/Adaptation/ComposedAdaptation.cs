@@ -1,0 +1,93 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>Several adapters of a set as one adaptation, put together as a <see cref="Composition"/> says. It borrows their parameters.</summary>
+internal sealed class ComposedAdaptation : PeftAdaptation
+{
+    private readonly IReadOnlyList<PeftAdaptation> _parts;
+
+    /// <param name="set">Where the adapters are.</param>
+    /// <param name="tree">How they work together.</param>
+    /// <param name="fusions">Fusions by name and site.</param>
+    /// <param name="trained">What is trained; the rest is frozen.</param>
+    public ComposedAdaptation(AdapterSet set, Composition tree, IReadOnlyDictionary<string, FusedParts> fusions, IReadOnlyCollection<string> trained)
+        : base(set[tree.First].Method, set.Backbone, owns: false)
+    {
+        string[] names = [.. tree.Names.Distinct()];
+        _parts = [.. names.Select(name => set[name]), .. fusions.Values.Select(f => f.Adaptation)];
+        foreach (string name in names) Borrow(set[name], trained.Contains(name));
+        foreach ((string name, FusedParts fusion) in fusions) Borrow(fusion.Adaptation, trained.Contains(name));
+        var leaves = names.ToDictionary(name => name, name => set[name].Patches);
+        foreach (Site site in leaves.Values.SelectMany(p => p.Keys).Distinct().OrderBy(s => s.Index).ToList())
+        {
+            Dictionary<string, Patch> here = leaves.Where(l => l.Value.ContainsKey(site)).ToDictionary(l => l.Key, l => l.Value[site]);
+            if (Composed(tree, site, here, fusions) is { } patch) Attach(site, patch);
+        }
+        if (tree.Copies > 1)
+            foreach (Sequence start in set.Backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.EmbeddingSequence)) Attach(start, new RepeatedBatch(tree.Copies));
+    }
+
+    private void Borrow(PeftAdaptation part, bool trains)
+    {
+        foreach (NamedParameter parameter in part.Parameters)
+        {
+            if (!trains && parameter.Trainable) parameter.SetTrainable(false);
+            Add(parameter);
+        }
+    }
+
+    private static Patch? Composed(Composition tree, Site site, Dictionary<string, Patch> here, IReadOnlyDictionary<string, FusedParts> fusions) => site switch
+    {
+        WeightSite weight => new ComposedWeight(tree, weight, here),
+        Block => new ComposedBlock(tree, here),
+        Residual => new ComposedResidual(tree, here, fusions.Where(f => f.Value.Places.ContainsKey(site)).ToDictionary(f => f.Key, f => f.Value.Places[site])),
+        AttentionCore => new ComposedAttention(tree, here),
+        Sequence => Sequences(tree, site, here),
+        _ => tree.Kind == CompositionKind.Single ? here.Values.Single() : throw new NotSupportedException($"The patch of {here.Keys.First()} at {site.Name} has no place in {tree}."),
+    };
+
+    // Maps of the embeddings run for the first adapter alone (as AdapterHub's invertible blocks do); inserted tokens stack.
+    private static Patch? Sequences(Composition tree, Site site, Dictionary<string, Patch> here)
+    {
+        Patch? all = null;
+        foreach (string name in tree.Names.Distinct())
+        {
+            if (!here.TryGetValue(name, out Patch? patch) || (((SequencePatch)patch).KeepsTokens && name != tree.First)) continue;
+            if (!((SequencePatch)patch).KeepsTokens && tree.Kind is not (CompositionKind.Single or CompositionKind.Stack))
+                throw new NotSupportedException($"{tree}: adapter '{name}' inserts tokens, which all rows would have; prompts take part in Stack alone.");
+            all = all is null ? patch : PatchStack.Of(site, all, patch);
+        }
+        return all;
+    }
+
+    public override void BeforePass(Pass pass, Backbones.TokenBatch batch)
+    {
+        foreach (PeftAdaptation part in _parts) part.BeforePass(pass, batch);
+    }
+
+    public override Tensor? ExtraLoss(Pass pass)
+    {
+        Tensor? sum = null;
+        foreach (PeftAdaptation part in _parts)
+            if (part.Parameters.Any(p => p.Trainable) && part.ExtraLoss(pass) is { } loss) sum = sum is null ? loss : sum + loss;
+        return sum;
+    }
+
+    public override void BeforeStep(long step)
+    {
+        foreach (PeftAdaptation part in _parts) part.BeforeStep(step);
+    }
+
+    public override void AfterStep(long step)
+    {
+        foreach (PeftAdaptation part in _parts) part.AfterStep(step);
+    }
+}
+
+/// <summary>A fusion's parameters and what it does at each place.</summary>
+/// <param name="Adaptation">Owns the parameters.</param>
+/// <param name="Places">The fusion at each residual connection.</param>
+public sealed record FusedParts(PeftAdaptation Adaptation, IReadOnlyDictionary<Site, IFusion> Places);
