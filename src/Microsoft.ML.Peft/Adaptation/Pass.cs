@@ -195,6 +195,14 @@ public sealed class Pass
         return made;
     }
 
+    /// <summary>What projections of one input share, until the next ones do.</summary>
+    internal SharedProduct? Together { get; private set; }
+
+    /// <summary>Tells that some projections are about to read the same input, so that they may share products.</summary>
+    /// <param name="x">Their input.</param>
+    /// <param name="sites">The projections.</param>
+    internal void Share(Tensor x, params ReadOnlySpan<Projection> sites) => Together = SharedProduct.Of(x, this, sites);
+
     /// <summary>Repeats the batch: what follows in this pass has the given rows.</summary>
     internal void Repeat(Tensor rows) => (Layout, TaskIds) = (Layout.Rows(rows), TaskIds?.index_select(0, rows));
 

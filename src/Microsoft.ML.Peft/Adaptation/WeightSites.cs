@@ -116,9 +116,11 @@ public sealed class Projection : WeightSite
     {
         long[] shape = x.shape;
         Tensor y = nn.functional.linear(x.reshape(-1, In), Weight, bias);
-        foreach (LowRankTerm term in terms)
+        Tensor[]? shared = pass.Together?.For(this, x);
+        for (int i = 0; i < terms.Count; i++)
         {
-            Tensor low = nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
+            LowRankTerm term = terms[i];
+            Tensor low = shared?[i] ?? nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
             y.addmm_(low, term.B.t(), 1, (float)term.Scale);
             if (term.BiasB is not null) y = y + term.BiasB * term.Scale;
         }

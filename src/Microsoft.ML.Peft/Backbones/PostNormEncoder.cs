@@ -113,6 +113,7 @@ public abstract class PostNormEncoder : Backbone
             bias = bias is null ? relative : bias + relative;
         }
         Tensor asking = first ? x.narrow(1, pass.Layout.First, 1) : x;
+        pass.Share(x, parts.Query, parts.Key, parts.Value);
         var input = new AttentionInput(
             Split(parts.Query.Forward(asking, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
         Tensor context = Heads.Join(parts.Core.Forward(input, a => Heads.Attend(a, parts.Core.Scale, Config.AttentionDropout, pass), pass));

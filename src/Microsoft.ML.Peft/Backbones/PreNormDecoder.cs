@@ -142,7 +142,11 @@ public abstract class PreNormDecoder : Backbone
 
     private (Tensor Query, Tensor Key, Tensor Value) QueryKeyValue(DecoderLayer parts, Tensor x, Pass pass)
     {
-        if (parts.Fused is null) return (parts.Query!.Forward(x, pass), parts.Key!.Forward(x, pass), parts.Value!.Forward(x, pass));
+        if (parts.Fused is null)
+        {
+            pass.Share(x, parts.Query!, parts.Key!, parts.Value!);
+            return (parts.Query!.Forward(x, pass), parts.Key!.Forward(x, pass), parts.Value!.Forward(x, pass));
+        }
         Tensor all = parts.Fused.Forward(x, pass);
         long queries = (long)parts.Core.Heads * _headWidth, keys = (long)_keyHeads * _headWidth;
         return (all.narrow(-1, 0, queries), all.narrow(-1, queries, keys), all.narrow(-1, queries + keys, keys));
@@ -150,6 +154,7 @@ public abstract class PreNormDecoder : Backbone
 
     private Tensor FeedForward(DecoderLayer parts, Tensor x, Pass pass)
     {
+        if (parts.Gate is not null) pass.Share(x, parts.Gate, parts.Up);
         Tensor inner = parts.Gate is null
             ? _activation(parts.Up.Forward(x, pass))
             : _activation(parts.Gate.Forward(x, pass)) * parts.Up.Forward(x, pass);

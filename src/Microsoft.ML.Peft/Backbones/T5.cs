@@ -195,6 +195,7 @@ public sealed class T5Backbone : Backbone
     private Tensor SelfAttention(Stack stack, AttentionParts parts, Tensor x, Pass pass)
     {
         bool decodes = !stack.Buckets.Both;
+        pass.Share(x, parts.Query, parts.Key, parts.Value);
         (Tensor key, Tensor value) = parts.KeyValue(x, pass);
         if (decodes && pass.Cache is { } cache) (key, value) = cache.Append(parts.Core, key, value);
         long tokens = x.shape[1], keys = key.shape[2];

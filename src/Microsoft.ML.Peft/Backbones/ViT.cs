@@ -200,6 +200,7 @@ public sealed class ViTBackbone : Backbone
             x = parts.Attention.Run(x, y =>
             {
                 Tensor asking = first ? y.narrow(1, pass.Layout.First, 1) : y;
+                pass.Share(y, parts.Parts.Query, parts.Parts.Key, parts.Parts.Value);
                 (Tensor key, Tensor value) = parts.Parts.KeyValue(y, pass);
                 return pass.Dropout(parts.Parts.Run(asking, key, value, pass.Layout.KeyBias(y.dtype), null, Config.AttentionDropout, pass), Config.HiddenDropout);
             }, pass);

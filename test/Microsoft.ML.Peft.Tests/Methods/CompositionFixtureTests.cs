@@ -1,0 +1,340 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Globalization;
+using System.Text.Json.Nodes;
+using System.Text.RegularExpressions;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Methods;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tests.Methods;
+
+/// <summary>Compositions of AdapterHub: outputs of every tree, refused trees, fusions with their training and files.</summary>
+[TestClass]
+[TestCategory("Fixtures")]
+public class CompositionFixtureTests
+{
+    private readonly Deviations _deviations = new();
+    private readonly List<string> _left = [];
+
+    [TestMethod]
+    public void CompositionsEqualAdapterHub()
+    {
+        int count = 0;
+        List<string> done = [];
+        foreach (string folder in Shared.Cases("adapterhub"))
+        {
+            using var fixture = new Fixture(folder);
+            if (fixture.Json["compositions"] is not JsonObject trees || Base(fixture) is not { } at) continue;
+            using var scope = NewDisposeScope();
+            using var off = no_grad();
+            using var tiny = new TinyBase(at);
+            using AdapterSet set = Load(fixture, tiny.Backbone);
+            double tolerance = (double)fixture.Json["tolerance"]!;
+            foreach ((string key, JsonNode? entry) in trees)
+            {
+                Composition tree = Parse(entry!["tree"]!);
+                if (Reason(fixture, set, tree, entry) is { } reason)
+                {
+                    _left.Add($"{fixture.Name} {key} ({reason})");
+                    continue;
+                }
+                try
+                {
+                    _deviations.Add("output of a composition", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree), tree), fixture[$"out/{key}"], tolerance);
+                }
+                catch (Exception e) when (e is ArgumentException or NotSupportedException or InvalidOperationException)
+                {
+                    _deviations.Fail($"{fixture.Name} {key}: {e}");
+                }
+                count++;
+            }
+            foreach ((string key, JsonNode? entry) in fixture.Json["refused"]?.AsObject() ?? []) Refuses(fixture, tiny.Backbone, set, key, entry!);
+            done.Add(fixture.Name);
+        }
+        Console.WriteLine($"{count} compositions of {done.Count} cases: {string.Join(", ", done)}\nnot compared: {string.Join("; ", _left)}");
+        _deviations.Report();
+    }
+
+    private static string? Base(Fixture fixture)
+    {
+        string folder = Path.Combine(Path.GetDirectoryName(fixture.Folder)!, fixture.Text("base") ?? ""), config = Path.Combine(folder, "config.json");
+        return File.Exists(config) && BackboneLoader.ModelTypes.Contains((string)JsonNode.Parse(File.ReadAllText(config))!["model_type"]!) ? folder : null;
+    }
+
+    private AdapterSet Load(Fixture fixture, Backbone backbone)
+    {
+        var set = new AdapterSet(backbone);
+        foreach (string path in Directory.GetDirectories(fixture.PathOf("adapters")).Order(StringComparer.Ordinal))
+        {
+            try
+            {
+                set.Add(Path.GetFileName(path), AdapterHubFolder.Attach(path, backbone));
+            }
+            catch (CheckpointFormatException e) when (e.Message.Contains("'architecture'", StringComparison.Ordinal))
+            {
+                _left.Add($"{fixture.Name}: adapter {Path.GetFileName(path)} of a method that does not exist here yet");
+            }
+        }
+        string fusion = fixture.PathOf("fusion");
+        string[] folders = !Directory.Exists(fusion) ? [] : File.Exists(Path.Combine(fusion, FusionFolder.ConfigFile)) ? [fusion] : Directory.GetDirectories(fusion);
+        foreach (string path in folders) LoadFusion(fixture, set, path);
+        return set;
+    }
+
+    // Read, written, read: the same bytes.
+    private void LoadFusion(Fixture fixture, AdapterSet set, string path)
+    {
+        JsonObject config = JsonNode.Parse(File.ReadAllText(Path.Combine(path, FusionFolder.ConfigFile)))!.AsObject();
+        string[] names = [.. config["adapter_names"]!.AsArray().Select(n => (string)n!)];
+        if (!names.All(set.Names.Contains)) return;
+        PeftAdaptation made = FusionFolder.Load(path, set);
+        string saved = HfBases.Temporary();
+        FusionFolder.Save(saved, made, names, (string?)config["model_class"], (string?)config["model_name"]);
+        foreach (string file in (string[])[FusionFolder.ConfigFile, FusionFolder.WeightsFile])
+            if (!File.ReadAllBytes(Path.Combine(saved, file)).AsSpan().SequenceEqual(File.ReadAllBytes(Path.Combine(path, file))))
+                _deviations.Fail($"{fixture.Name}: {file} of the fusion {string.Join(",", names)} is not written as it was read");
+    }
+
+    private static Composition Parse(JsonNode tree)
+    {
+        if (tree is JsonValue) return (string)tree!;
+        Composition[] children = [.. tree["children"]!.AsArray().Select(c => c is JsonValue v ? (Composition)(string)v! : Parse(c!))];
+        JsonNode? settings = tree["kwargs"];
+        double[] Numbers(string name) => settings?[name] is JsonArray list ? [.. list.Select(n => (double)n!)] : [(double)settings![name]!];
+        return (string)tree["type"]! switch
+        {
+            "single" => children[0],
+            "Stack" => Composition.Stack(children),
+            "Fuse" => Composition.Fuse(children),
+            "Parallel" => Composition.Parallel(children),
+            // The package takes the mean of outputs that are weighted already; here the weights are all there is.
+            "Average" => Composition.Average([.. Numbers("weights").Select(w => w / children.Length)], false, children),
+            "Split" => Composition.Split([.. Numbers("splits").Select(n => (long)n)], children),
+            "BatchSplit" => Composition.BatchSplit([.. Numbers("batch_sizes").Select(n => (long)n)], children),
+            string other => throw new NotSupportedException(other),
+        };
+    }
+
+    // What the notes of the cases call no target, by what the adapters are.
+    private static string? Reason(Fixture fixture, AdapterSet set, Composition tree, JsonNode entry)
+    {
+        if (tree.Names.FirstOrDefault(n => !set.Names.Contains(n)) is { } unknown) return $"adapter {unknown} is not there";
+        if (entry["skip_layers"] is not null) return "skipped layers";
+        JsonObject configs = fixture.Json["config"]!["adapters"]!.AsObject();
+        T?[] Fields<T>(string field) => [.. tree.Names.Select(n => configs[n]?[field]).OfType<JsonNode>().Select(n => n.GetValue<T>()).Distinct()];
+        if (tree.Kind == CompositionKind.Stack && Fields<string>("composition_mode").Length > 1) return "an update and a factor in one stack: no sensible combination there";
+        if (tree.Kind is CompositionKind.Parallel or CompositionKind.BatchSplit && Fields<int>("prefix_length").Length > 1) return "prefixes of other lengths see padding there";
+        return null;
+    }
+
+    private static Tensor Run(Fixture fixture, Backbone backbone, PeftAdaptation worn, Composition tree)
+    {
+        _ = tree;
+        TokenBatch tokens = AdapterHubBatch.Of(fixture);
+        var pass = new Pass(worn.Table());
+        worn.BeforePass(pass, tokens);
+        return backbone.Forward(tokens, pass).Last;
+    }
+
+    // What the package refuses with a reason is refused here; where it breaks by accident, a clear exception or a result is right.
+    private void Refuses(Fixture fixture, Backbone backbone, AdapterSet set, string key, JsonNode entry)
+    {
+        string error = (string)entry["error"]!;
+        string where = $"{fixture.Name} {key}: {entry["expression"]}";
+        try
+        {
+            Composition tree = Expression.Parse((string)entry["expression"]!);
+            if (error != "ValueError" && !tree.Names.All(set.Names.Contains)) return;
+            Tensor output = Run(fixture, backbone, set.Compose(tree), tree);
+            if (error == "ValueError") _deviations.Fail($"{where} should be refused");
+            else if (!output.isfinite().all().item<bool>()) _deviations.Fail($"{where} gives numbers that are not finite");
+        }
+        catch (Exception e) when (e is ArgumentException or NotSupportedException)
+        {
+            if (e.Message.Length < 20) _deviations.Fail($"{where}: {e.Message}");
+        }
+    }
+
+    [TestMethod]
+    public void TrainedCompositionsEqualAdapterHub()
+    {
+        List<string> done = [];
+        foreach (string folder in Shared.Cases("adapterhub"))
+        {
+            using var fixture = new Fixture(folder);
+            if (fixture.Json["train"]?["losses"] is not JsonArray losses || !Directory.Exists(fixture.PathOf("adapters")) || Base(fixture) is not { } at || !fixture.Has("on.last_hidden_state")) continue;
+            string? call = fixture.Json["api"]!.AsArray().Select(a => Expression.In((string)a!)).FirstOrDefault(a => a is not null);
+            if (call is null) continue;
+            using var scope = NewDisposeScope();
+            using var tiny = new TinyBase(at);
+            using AdapterSet set = Load(fixture, tiny.Backbone);
+            Composition tree = Expression.Parse(call);
+            string[] trained = [.. fixture.Json["trainable"]!["shapes"]!.AsObject().Select(s => Regex.Match(s.Key, @"\.(?:adapters|adapter_fusion_layer)\.([^.]+)\.").Groups[1].Value).Distinct()];
+            PeftAdaptation worn = set.Compose(tree, trained);
+            if (worn.TrainableCount != (long)fixture.Json["trainable"]!["count"]!) _deviations.Fail($"{fixture.Name}: {worn.TrainableCount} trained numbers, expected {fixture.Json["trainable"]!["count"]}");
+            Train(fixture, tiny.Backbone, worn, tree, losses);
+            done.Add(fixture.Name);
+        }
+        Console.WriteLine($"{done.Count} cases: {string.Join(", ", done)}\n{string.Join("; ", _left)}");
+        _deviations.Report();
+    }
+
+    private void Train(Fixture fixture, Backbone backbone, PeftAdaptation worn, Composition tree, JsonArray losses)
+    {
+        JsonNode train = fixture.Json["train"]!, tolerances = fixture.Json["tolerances"]!;
+        using (no_grad()) _deviations.Add("output", fixture.Name, Run(fixture, backbone, worn, tree), fixture["on.last_hidden_state"], (double)fixture.Json["tolerance"]!);
+        var optimizer = new PlainAdamW((double)train["lr"]!, (double)train["weight_decay"]!, (double)train["eps"]!);
+        foreach (NamedParameter parameter in worn.Parameters) parameter.Decay = true;
+        HashSet<string> unstable = fixture.Json["not_compared"]?["tensors"]?.AsArray().Select(n => (string)n!).ToHashSet() ?? [];
+        for (int step = 0; step < losses.Count; step++)
+        {
+            using var scope = NewDisposeScope();
+            Tensor loss = Loss(fixture, Run(fixture, backbone, worn, tree), tree.Copies);
+            if (worn.ExtraLoss(new Pass(worn.Table())) is { } extra) loss = loss + extra;
+            _deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), (double)tolerances["losses"]!);
+            if (step == losses.Count - 1) break;
+            PlainAdamW.ZeroGradients(worn.Parameters);
+            loss.backward();
+            if (step == 0)
+                foreach ((string key, Tensor expected) in fixture.Under("grad/"))
+                    if (worn.Find(key)?.Value.grad is { } gradient) _deviations.Add("gradient", $"{fixture.Name} {key}", gradient, expected, (double)tolerances["grad"]!);
+                    else _deviations.Fail($"{fixture.Name}: no gradient for {key}");
+            optimizer.Step(worn.Parameters);
+        }
+        foreach ((string key, Tensor expected) in fixture.Under("final/"))
+            if (!unstable.Contains("final/" + key))
+                _deviations.Add("after training", $"{fixture.Name} {key}", worn.Find(key)!.Value, expected, (double)tolerances["final"]!);
+        optimizer.Dispose();
+    }
+
+    // Copies of the batch have targets of their own: the second one those of the rows in the other order.
+    private static Tensor Loss(Fixture fixture, Tensor hidden, int copies)
+    {
+        Tensor mask = fixture["loss_mask"].to_type(ScalarType.Float32).unsqueeze(-1), target = fixture["target"];
+        Tensor One(Tensor h, Tensor goal) => (mask * (h - goal)).square().sum() / (mask.sum() * h.shape[^1]);
+        if (copies == 1) return One(hidden, target);
+        Tensor reversed = target.flip(0);
+        return One(hidden.narrow(0, 0, target.shape[0]), target) + One(hidden.narrow(0, target.shape[0], target.shape[0]), reversed);
+    }
+
+    [TestMethod]
+    public void FusionSwitchesEqualAdapterHub()
+    {
+        int count = 0;
+        foreach (string folder in Shared.Cases("adapterhub"))
+        {
+            using var fixture = new Fixture(folder);
+            if (Base(fixture) is not { } at || !fixture.Names.Any(n => n.StartsWith("weights/", StringComparison.Ordinal) && n.Contains(".adapter_fusion_layer.", StringComparison.Ordinal))) continue;
+            string name = Regex.Match(fixture.Names.First(n => n.Contains(".adapter_fusion_layer.", StringComparison.Ordinal)), @"adapter_fusion_layer\.([^.]+)\.").Groups[1].Value;
+            foreach ((string key, JsonNode? config) in fixture.Json["config"]!.AsObject())
+            {
+                using var scope = NewDisposeScope();
+                using var off = no_grad();
+                using var tiny = new TinyBase(at);
+                using AdapterSet set = Load(fixture, tiny.Backbone);
+                var options = FusionFolder.Read(config!.AsObject());
+                var fusion = (FusionAdaptation)set.AddFusion(options, name.Split(','));
+                foreach ((string parameter, Tensor value) in fixture.Under("weights/")) fusion.Find(parameter)?.Load(value);
+                Composition tree = Composition.Fuse([.. name.Split(',').Select(n => (Composition)n)]);
+                double tolerance = (double)fixture.Json["tolerance"]!;
+                _deviations.Add("output of a fusion", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree), tree), fixture[$"out/{key}"], tolerance);
+                count++;
+                if (!fixture.Has($"out/{key}_second_call")) continue;
+                // There each forward cools; here each step of training does.
+                fusion.AfterStep(0);
+                _deviations.Add("output of a fusion", $"{fixture.Name} {key} cooler", Run(fixture, tiny.Backbone, set.Compose(tree), tree), fixture[$"out/{key}_second_call"], tolerance);
+            }
+        }
+        Console.WriteLine($"{count} switches");
+        _deviations.Report();
+    }
+
+    /// <summary>Trees as the package writes them: <c>Stack('a', BatchSplit('b', 'c', batch_sizes=[2, 1]))</c>.</summary>
+    private static class Expression
+    {
+        private static readonly Regex _token = new(@"\G\s*(?:(?<name>'[^']*')|(?<word>[A-Za-z_]+)|(?<number>-?[0-9.]+)|(?<sign>[()\[\],=]))");
+
+        public static string? In(string call) => Regex.Match(call, @"(?:set_active_adapters|train_adapter_fusion|add_adapter_fusion)\((?<tree>(?:Stack|Fuse|Parallel|Split|BatchSplit|Average)\(.*?\)(?=\)|,\s*\w+=))") is { Success: true } match ? match.Groups["tree"].Value : null;
+
+        public static Composition Parse(string text)
+        {
+            int at = 0;
+            return Tree(text, ref at);
+        }
+
+        private static string Next(string text, ref int at)
+        {
+            Match match = _token.Match(text, at);
+            Assert.IsTrue(match.Success, $"{text} at {at}");
+            at += match.Length;
+            return match.Value.Trim();
+        }
+
+        private static string Peek(string text, int at) => Next(text, ref at);
+
+        private static Composition Tree(string text, ref int at)
+        {
+            string word = Next(text, ref at);
+            if (word[0] == '\'') return word.Trim('\'');
+            var children = new List<Composition>();
+            var settings = new Dictionary<string, double[]>();
+            Next(text, ref at);                                                  // (
+            while (Peek(text, at) != ")")
+            {
+                int before = at;
+                string token = Next(text, ref at);
+                if (token == ",") continue;
+                if (Peek(text, at) == "=")
+                {
+                    Next(text, ref at);
+                    settings[token] = Numbers(text, ref at);
+                    continue;
+                }
+                at = before;
+                children.Add(Tree(text, ref at));
+            }
+            Next(text, ref at);
+            Composition[] all = [.. children];
+            long[] Sizes(string name) => [.. settings[name].Select(n => (long)n)];
+            return word switch
+            {
+                "Stack" => Composition.Stack(all),
+                "Fuse" => Composition.Fuse(all),
+                "Parallel" => Composition.Parallel(all),
+                "Average" => Composition.Average([.. settings.GetValueOrDefault("weights", [.. all.Select(_ => 1.0 / all.Length)]).Select(w => w / all.Length)], false, all),
+                "Split" => Composition.Split(Sizes("splits"), all),
+                "BatchSplit" => Composition.BatchSplit(Sizes("batch_sizes"), all),
+                _ => throw new NotSupportedException(word),
+            };
+        }
+
+        private static double[] Numbers(string text, ref int at)
+        {
+            var numbers = new List<double>();
+            bool list = Peek(text, at) == "[";
+            do
+            {
+                string token = Next(text, ref at);
+                if (token == "]") break;
+                if (double.TryParse(token, NumberStyles.Float, CultureInfo.InvariantCulture, out double number)) numbers.Add(number);
+            }
+            while (list);
+            return [.. numbers];
+        }
+    }
+}
+
+/// <summary>The batch of a case of adapterhub, whatever its base reads.</summary>
+internal static class AdapterHubBatch
+{
+    public static TokenBatch Of(Fixture fixture) => fixture.Has("pixel_values")
+        ? TokenBatch.OfImages(fixture["pixel_values"])
+        : new TokenBatch(fixture["input_ids"], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null)
+        {
+            DecoderIds = fixture.Has("decoder_input_ids") ? fixture["decoder_input_ids"] : null,
+            DecoderMask = fixture.Has("decoder_attention_mask") ? fixture["decoder_attention_mask"] : null,
+        };
+}
