@@ -117,10 +117,14 @@ public sealed class AdapterSet : IDisposable
     /// Names of the adapters, and of fusions (<c>a,b</c>), that are trained; everything else in the composition is frozen.
     /// Null: the fusions, or all where there is none.
     /// </param>
+    /// <param name="skipLayers">Layers that run bare (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918); null for none.</param>
     /// <returns>An adaptation that borrows the parameters of this set.</returns>
-    /// <exception cref="ArgumentException">An unknown name, a missing fusion, or adapters that do not compose this way.</exception>
-    public PeftAdaptation Compose(Composition composition, IReadOnlyCollection<string>? trained = null)
+    /// <exception cref="ArgumentException">An unknown name or layer, a missing fusion, or adapters that do not compose this way.</exception>
+    public PeftAdaptation Compose(Composition composition, IReadOnlyCollection<string>? trained = null, IReadOnlyCollection<int>? skipLayers = null)
     {
+        foreach (int layer in skipLayers ?? [])
+            if (layer < 0 || layer >= Backbone.Config.LayerCount)
+                throw new ArgumentException($"skipLayers names layer {layer}; this {Backbone.Config.ModelType} backbone has the layers 0 to {Backbone.Config.LayerCount - 1}.", nameof(skipLayers));
         foreach (string name in composition.Names) Find(name);
         foreach (string name in composition.Fusions)
             if (!_fusions.ContainsKey(name))
@@ -129,7 +133,7 @@ public sealed class AdapterSet : IDisposable
         foreach (string name in trained ?? [])
             if (!composition.Names.Contains(name) && !fusions.ContainsKey(name))
                 throw new ArgumentException($"'{name}' shall be trained and is no part of {composition}.", nameof(trained));
-        return new ComposedAdaptation(this, composition, fusions, trained ?? (fusions.Count > 0 ? [.. fusions.Keys] : [.. composition.Names]));
+        return new ComposedAdaptation(this, composition, fusions, trained ?? (fusions.Count > 0 ? [.. fusions.Keys] : [.. composition.Names]), skipLayers ?? []);
     }
 
     /// <summary>

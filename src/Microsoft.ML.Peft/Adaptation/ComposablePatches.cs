@@ -56,6 +56,24 @@ public interface IFusionMethod
     FusedParts Attach(Backbones.Backbone backbone, string name, IReadOnlyList<Residual> places, long seed);
 }
 
+/// <summary>The part of an average that a site can take.</summary>
+internal static class Shares
+{
+    /// <summary>
+    /// The children of an average with something at a site, and their weights: those of the others go to them in
+    /// proportion, as names without a place at a site are left out everywhere.
+    /// </summary>
+    /// <param name="node">The average.</param>
+    /// <param name="here">True for names with a patch at the site.</param>
+    public static (Composition Child, double Weight)[] Of(Composition node, Func<string, bool> here)
+    {
+        (Composition Child, double Weight)[] there = [.. node.Children.Select((child, i) => (child, node.Weights![i])).Where(p => p.child.Names.Any(here))];
+        double all = node.Weights!.Sum(), present = there.Sum(p => p.Weight);
+        double factor = there.Length == node.Children.Count || present == 0 ? 1 : all / present;
+        return [.. there.Select(p => (p.Child, p.Weight * factor))];
+    }
+}
+
 /// <summary>Slicing by rows or tokens, shared by all kinds of sites.</summary>
 internal static class Slices
 {

@@ -13,7 +13,8 @@ internal sealed class ComposedAdaptation : PeftAdaptation
     /// <param name="tree">How they work together.</param>
     /// <param name="fusions">Fusions by name and site.</param>
     /// <param name="trained">What is trained; the rest is frozen.</param>
-    public ComposedAdaptation(AdapterSet set, Composition tree, IReadOnlyDictionary<string, FusedParts> fusions, IReadOnlyCollection<string> trained)
+    /// <param name="skip">Layers that run bare.</param>
+    public ComposedAdaptation(AdapterSet set, Composition tree, IReadOnlyDictionary<string, FusedParts> fusions, IReadOnlyCollection<string> trained, IReadOnlyCollection<int> skip)
         : base(set[tree.First].Method, set.Backbone, owns: false)
     {
         string[] names = [.. tree.Names.Distinct()];
@@ -21,7 +22,7 @@ internal sealed class ComposedAdaptation : PeftAdaptation
         foreach (string name in names) Borrow(set[name], trained.Contains(name));
         foreach ((string name, FusedParts fusion) in fusions) Borrow(fusion.Adaptation, trained.Contains(name));
         var leaves = names.ToDictionary(name => name, name => set[name].Patches);
-        foreach (Site site in leaves.Values.SelectMany(p => p.Keys).Distinct().OrderBy(s => s.Index).ToList())
+        foreach (Site site in leaves.Values.SelectMany(p => p.Keys).Distinct().Where(s => !skip.Contains(s.Layer)).OrderBy(s => s.Index).ToList())
         {
             Dictionary<string, Patch> here = leaves.Where(l => l.Value.ContainsKey(site)).ToDictionary(l => l.Key, l => l.Value[site]);
             if (Composed(tree, site, here, fusions) is { } patch) Attach(site, patch);

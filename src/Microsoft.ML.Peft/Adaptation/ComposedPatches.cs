@@ -60,8 +60,10 @@ internal sealed class ComposedWeight(Composition tree, WeightSite site, IReadOnl
     // Updates are averaged as updates, outputs as outputs: weights that do not sum to 1 scale what adapters did, no more.
     private State Averaged(Composition node, State state, Pass pass)
     {
-        State[] made = [.. node.Children.Select(child => Run(child, state, pass))];
-        Tensor? Sum(Func<State, Tensor?> part) => made.Select((s, i) => part(s) is { } x ? x * node.Weights![i] : null).OfType<Tensor>().Aggregate((Tensor?)null, (a, b) => a is null ? b : a + b);
+        (Composition Child, double Weight)[] shares = Shares.Of(node, patches.ContainsKey);
+        if (shares.Length == 0) return state;
+        State[] made = [.. shares.Select(share => Run(share.Child, state, pass))];
+        Tensor? Sum(Func<State, Tensor?> part) => made.Select((s, i) => part(s) is { } x ? x * shares[i].Weight : null).OfType<Tensor>().Aggregate((Tensor?)null, (a, b) => a is null ? b : a + b);
         bool sameOutput = made.All(s => ReferenceEquals(s.Output, state.Output));
         return new State(state.Input, sameOutput ? state.Output : Sum(s => s.Output)!, Sum(s => s.Update));
     }
@@ -78,7 +80,9 @@ internal sealed class ComposedBlock(Composition tree, IReadOnlyDictionary<string
     {
         CompositionKind.Single => patches.TryGetValue(node.Name!, out Patch? patch) ? ((BlockPatch)patch).Around(x, next, pass) : next(x),
         CompositionKind.Stack => node.Children.Aggregate(next, (inner, child) => input => Run(child, input, inner, pass))(x),
-        CompositionKind.Average => node.Children.Select((child, i) => Run(child, x, next, pass) * node.Weights![i]).Aggregate((a, b) => a + b),
+        CompositionKind.Average => node.Names.Any(patches.ContainsKey)
+            ? Shares.Of(node, patches.ContainsKey).Select(share => Run(share.Child, x, next, pass) * share.Weight).Aggregate((a, b) => a + b)
+            : next(x),
         CompositionKind.Parallel or CompositionKind.BatchSplit => Slices.Run(node, x, pass, (child, cut) => Run(child, cut(x), next, pass)),
         _ => throw new NotSupportedException($"{node} has no meaning for patches around a whole block, where tokens see each other."),
     };

@@ -87,9 +87,9 @@ internal sealed class ComposedResidual : ResidualPatch
     private Made Averaged(Composition node, Tensor output, Tensor hidden, Tensor residual, State state)
     {
         Tensor? sum = null;
-        for (int i = 0; i < node.Children.Count; i++)
+        foreach ((Composition child, double weight) in Shares.Of(node, _patches.ContainsKey))
         {
-            Tensor made = Child(node.Children[i], output, hidden, residual, state).Output * node.Weights![i];
+            Tensor made = Child(child, output, hidden, residual, state).Output * weight;
             sum = sum is null ? made : sum + made;
         }
         return new Made(sum!, null);

@@ -7,7 +7,7 @@ using static TorchSharp.torch;
 namespace Microsoft.ML.Peft.Methods;
 
 /// <summary>One bottleneck at a residual connection.</summary>
-internal sealed class BottleneckPatch : ResidualPatch
+internal sealed class BottleneckPatch : ResidualPatch, IComposableResidual
 {
     private const double NormEpsilon = 1e-5;
 
@@ -53,21 +53,33 @@ internal sealed class BottleneckPatch : ResidualPatch
 
     public override Tensor Around(Tensor stream, Tensor output, Func<Tensor, Tensor, Tensor> next, Pass pass)
     {
-        Tensor u = _options.Parallel ? output + NormAfter(Inner(stream, pass)) : Sequential(stream, output, next, pass);
-        return _options.OriginalNormAfter ? next(stream, u) : u;
+        (Tensor hidden, Tensor residual) = Before(stream, output, next);
+        return After(Inside(hidden, residual, pass).Output, stream, output, next);
     }
 
-    private Tensor Sequential(Tensor stream, Tensor output, Func<Tensor, Tensor, Tensor> next, Pass pass)
+    public (Tensor Hidden, Tensor Residual) Before(Tensor stream, Tensor output, Func<Tensor, Tensor, Tensor> next)
     {
+        if (_options.Parallel) return (stream, stream);
         Tensor h = _options.OriginalNormBefore ? next(stream, output) : output;
-        Tensor residual = _options.Residual switch
+        return (h, _options.Residual switch
         {
             BottleneckResidual.AfterNorm => h,
             BottleneckResidual.PostAdd when _options.OriginalNormBefore => output + stream,
             _ => output,
-        };
-        Tensor b = Inner(h, pass);
-        return _options.ResidualInsideOwnNorm ? NormAfter(b + residual) : NormAfter(b) + residual;
+        });
+    }
+
+    public (Tensor Output, Tensor Contribution) Inside(Tensor hidden, Tensor residual, Pass pass)
+    {
+        Tensor b = Inner(hidden, pass);
+        return (_options.Parallel ? NormAfter(b) : _options.ResidualInsideOwnNorm ? NormAfter(b + residual) : NormAfter(b) + residual, b);
+    }
+
+    // What runs beside the part has no residual of its own: the part's output joins it here.
+    public Tensor After(Tensor made, Tensor stream, Tensor output, Func<Tensor, Tensor, Tensor> next)
+    {
+        Tensor u = _options.Parallel ? output + made : made;
+        return _options.OriginalNormAfter ? next(stream, u) : u;
     }
 
     // s · (W_up φ(W_down h + b_down) + b_up), gated: [batch, tokens, hidden]

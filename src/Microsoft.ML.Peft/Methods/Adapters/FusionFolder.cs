@@ -42,7 +42,9 @@ public static class FusionFolder
         }
         using SafetensorsFile file = SafetensorsFile.Open(files, WeightsFile);
         using var scope = NewDisposeScope();
-        string[] extra = [.. file.Names.Where(n => made.Find(n) is null && !Prefixed(n, set.Backbone, made))];
+        // The package writes along what fusions hold whose names begin like this one's.
+        string own = $".adapter_fusion_layer.{AdapterConfig.Get(root, "name", string.Join(',', AdapterConfig.List<string>(root, "adapter_names")))}.";
+        string[] extra = [.. file.Names.Where(n => (n.Contains(own, StringComparison.Ordinal) || !n.Contains(".adapter_fusion_layer.", StringComparison.Ordinal)) && made.Find(n) is null && !Prefixed(n, set.Backbone, made))];
         if (extra.Length > 0) throw new CheckpointFormatException($"{folder}/{WeightsFile}: Unexpected tensors: {NearNames.List(extra)}.");
         foreach (NamedParameter parameter in made.Parameters)
         {
@@ -80,13 +82,12 @@ public static class FusionFolder
             ["version"] = "adapters.1.3.0",
         };
         var writer = new SafetensorsWriter();
-        writer.Metadata["format"] = "pt";
         foreach (NamedParameter parameter in made.Parameters) AdapterTensors.Add(writer, parameter.Name, parameter.Value);
         writer.Save(Path.Combine(folder, WeightsFile));
         AtomicFile.Write(Path.Combine(folder, ConfigFile), stream => stream.Write(Encoding.ASCII.GetBytes(AdapterConfig.ToText(config))));
     }
 
-    private static FusionOptions Read(JsonObject config) => new()
+    internal static FusionOptions Read(JsonObject config) => new()
     {
         Query = AdapterConfig.Get(config, "query", true),
         Key = AdapterConfig.Get(config, "key", true),

@@ -20,6 +20,8 @@ public interface IInvertible
 /// </summary>
 internal sealed class NicePatch : SequencePatch, IInvertible
 {
+    public override bool KeepsTokens => true;
+
     private readonly long _first;
     private readonly Func<Tensor, Tensor> _f, _g;
 
