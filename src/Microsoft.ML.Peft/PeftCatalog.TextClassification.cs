@@ -94,10 +94,11 @@ public sealed partial class PeftCatalog
     /// </summary>
     /// <param name="models">Trained models by the names that the column will hold; they share backbone, text columns and labels. They are copied.</param>
     /// <param name="adapterColumnName">Text column with the adapter's name; a name that is not known is an error that lists the known ones.</param>
+    /// <param name="compositions">Further names that rows may hold, for several of the models at once; null for none.</param>
     /// <exception cref="ArgumentException">No models, or models that do not fit together; the message says in what.</exception>
     public TextAdapterTransformer TextClassificationByAdapter(
-        IReadOnlyDictionary<string, TextClassificationTransformer> models, string adapterColumnName = "Adapter") =>
-        TextAdapterTransformer.Join(Environment, models, adapterColumnName);
+        IReadOnlyDictionary<string, TextClassificationTransformer> models, string adapterColumnName = "Adapter", IReadOnlyDictionary<string, Composition>? compositions = null) =>
+        TextAdapterTransformer.Join(Environment, models, adapterColumnName, compositions ?? new Dictionary<string, Composition>());
 
     /// <summary>Fine-tunes a text classifier with all options.</summary>
     /// <param name="options">All options.</param>

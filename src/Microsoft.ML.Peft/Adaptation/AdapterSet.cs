@@ -19,6 +19,7 @@ public sealed class AdapterSet : IDisposable
 
     private readonly OrderedDictionary<string, Member> _members = [];
     private readonly Dictionary<string, FusedParts> _fusions = [];
+    private readonly Dictionary<string, Composition> _compositions = [];
     private readonly Head? _bareHead;
 
     /// <summary>Makes an empty set.</summary>
@@ -46,15 +47,33 @@ public sealed class AdapterSet : IDisposable
             throw new ArgumentException($"There is an adapter '{name}' already; remove it first, or give another name. Known: {NearNames.List(_members.Keys)}.", nameof(name));
     }
 
+    /// <summary>Gives a composition a name of its own, by which rows may wear it like an adapter; it is scored by the head of its last adapter.</summary>
+    /// <param name="name">A name of its own.</param>
+    /// <param name="composition">Adapters of this set.</param>
+    /// <exception cref="ArgumentException">The name is taken, a name in the composition is unknown, or it repeats the batch.</exception>
+    public void Define(string name, Composition composition)
+    {
+        if (composition.Copies > 1) throw new ArgumentException($"{composition} repeats the batch, so no row can wear it; compose it by itself.", nameof(composition));
+        PeftAdaptation made = Compose(composition, []);
+        Add(name, made);
+        _members[name] = new Member(made, Find(composition.Last).Head);
+        _compositions[name] = composition;
+    }
+
+    /// <summary>The compositions that have a name.</summary>
+    public IReadOnlyDictionary<string, Composition> Compositions => _compositions;
+
     /// <summary>Takes an adapter out of the set and disposes it.</summary>
     /// <param name="name">Its name.</param>
     /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
     public void Remove(string name)
     {
         Member member = Find(name);
+        if (_compositions.FirstOrDefault(c => c.Value.Names.Contains(name)) is { Key: { } user })
+            throw new ArgumentException($"The composition '{user}' needs the adapter '{name}'; remove the composition first.", nameof(name));
         _members.Remove(name);
         member.Adaptation.Dispose();
-        member.Head?.Dispose();
+        if (!_compositions.Remove(name)) member.Head?.Dispose();
     }
 
     /// <summary>The adaptation of a name.</summary>
@@ -192,12 +211,13 @@ public sealed class AdapterSet : IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        foreach (Member member in _members.Values)
+        foreach ((string name, Member member) in _members)
         {
             member.Adaptation.Dispose();
-            member.Head?.Dispose();
+            if (!_compositions.ContainsKey(name)) member.Head?.Dispose();
         }
         _members.Clear();
+        _compositions.Clear();
         foreach (FusedParts fusion in _fusions.Values) fusion.Adaptation.Dispose();
         _fusions.Clear();
     }

@@ -35,8 +35,9 @@ internal sealed class ComposedAdaptation : PeftAdaptation
     {
         foreach (NamedParameter parameter in part.Parameters)
         {
-            if (!trains && parameter.Trainable) parameter.SetTrainable(false);
-            Add(parameter);
+            // What is frozen is its owner's matter, and may have the name that another adapter's parameter has.
+            if (trains) Add(parameter);
+            else if (parameter.Trainable) parameter.SetTrainable(false);
         }
     }
 

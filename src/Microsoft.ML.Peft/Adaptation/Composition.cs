@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Globalization;
+using System.Text.Json.Nodes;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
@@ -130,6 +131,35 @@ public sealed class Composition
                 throw new ArgumentException($"{this} is too deep: {child} stands at level {level + 1}. At level 2 only Stack may stand, deeper nothing but names.");
             child.CheckDepth(level + 1);
         }
+    }
+
+    /// <summary>The composition as JSON: a name, or an object with <c>kind</c>, <c>children</c> and settings.</summary>
+    public JsonNode ToJson()
+    {
+        if (Kind == CompositionKind.Single) return JsonValue.Create(Name)!;
+        var json = new JsonObject { ["kind"] = Kind.ToString(), ["children"] = new JsonArray([.. Children.Select(c => c.ToJson())]) };
+        if (Weights is not null) json["weights"] = new JsonArray([.. Weights.Select(w => (JsonNode)w)]);
+        if (Sizes is not null) json["sizes"] = new JsonArray([.. Sizes.Select(n => (JsonNode)n)]);
+        return json;
+    }
+
+    /// <summary>Reads what <see cref="ToJson"/> wrote.</summary>
+    /// <param name="json">A name or an object.</param>
+    /// <exception cref="ArgumentException">No composition, or one that cannot be.</exception>
+    public static Composition FromJson(JsonNode json)
+    {
+        if (json is JsonValue name) return (string)name!;
+        if (!Enum.TryParse((string?)json["kind"], out CompositionKind kind) || kind == CompositionKind.Single || json["children"] is not JsonArray children)
+            throw new ArgumentException($"{json.ToJsonString()} is no composition; expected is a name, or an object with 'kind' ({string.Join(", ", _children.Keys)}) and 'children'.", nameof(json));
+        Composition[] parts = [.. children.Select(c => FromJson(c!))];
+        return kind switch
+        {
+            CompositionKind.Average => Average([.. json["weights"]!.AsArray().Select(w => (double)w!)], false, parts),
+            CompositionKind.Split => Split([.. json["sizes"]!.AsArray().Select(n => (long)n!)], parts),
+            CompositionKind.BatchSplit => BatchSplit([.. json["sizes"]!.AsArray().Select(n => (long)n!)], parts),
+            CompositionKind.Fuse => Fuse(parts),
+            _ => new Composition(kind, null, parts),
+        };
     }
 
     /// <summary>All names, in order.</summary>

@@ -58,6 +58,36 @@ public sealed class TextAdapterTests : OneThread
     }
 
     [TestMethod]
+    public void CompositionsHaveNamesThatRowsMayHold()
+    {
+        Dictionary<string, TextClassificationTransformer> models = Models();
+        using TextClassificationTransformer second = TinyTexts.Train(new MLContext(9), TinyTexts.View(_ml), o => o.Method = new PfeifferOptions { ReductionFactor = 4 });
+        models["second"] = second;
+        var mixes = new Dictionary<string, Composition>
+        {
+            ["one after the other"] = Composition.Stack("blocks", "second"),
+            ["mean"] = Composition.Average([1, 3], true, "blocks", "second"),
+            ["all terms"] = Composition.Average("terms", "terms"),
+        };
+        using TextAdapterTransformer joined = _ml.Peft().TextClassificationByAdapter(models, compositions: mixes);
+        foreach (TextClassificationTransformer model in models.Values) model.Dispose();
+        CollectionAssert.AreEqual(new[] { "terms", "blocks", "frozen", "second", "one after the other", "mean", "all terms" }, joined.Adapters.ToArray());
+        float[][] Scores(TextAdapterTransformer model, params string[] names) => TinyTexts.Scores(model, _ml.Data.LoadFromEnumerable(Rows(names)));
+        // The mean of an adapter and itself is that adapter.
+        Assert.IsLessThan(1e-5, TinyTexts.Gap(Scores(joined, "terms"), Scores(joined, "all terms")));
+        Assert.IsGreaterThan(1e-6, TinyTexts.Gap(Scores(joined, "second"), Scores(joined, "one after the other")));
+        float[][] mixed = Scores(joined, [.. joined.Adapters]);
+        using var zip = new MemoryStream();
+        _ml.Model.Save(joined, _ml.Data.LoadFromEnumerable(Rows(["terms"])).Schema, zip);
+        zip.Position = 0;
+        using var loaded = (TextAdapterTransformer)new MLContext().Model.Load(zip, out _);
+        TinyTexts.AreSame(mixed, Scores(loaded, [.. joined.Adapters]));
+        Parallel.For(0, 6, new ParallelOptions { MaxDegreeOfParallelism = 6 }, _ => TinyTexts.AreSame(mixed, Scores(loaded, [.. joined.Adapters])));
+        StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => _ml.Peft().TextClassificationByAdapter(
+            new Dictionary<string, TextClassificationTransformer>(), compositions: mixes)).Message, "no model");
+    }
+
+    [TestMethod]
     public void ThreadsScoreWhatOneDoes()
     {
         Dictionary<string, TextClassificationTransformer> models = Models();

@@ -46,14 +46,15 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
     /// <summary>Name of the column that names each row's adapter.</summary>
     public string AdapterColumn { get; }
 
-    /// <summary>Names of the adapters.</summary>
+    /// <summary>Names of the adapters and compositions.</summary>
     public IReadOnlyList<string> Adapters => _classifier.Adapters.Names;
 
     /// <inheritdoc/>
     public bool IsRowToRowMapper => true;
 
     // The models are copied: they stay their owner's.
-    internal static TextAdapterTransformer Join(IHostEnvironment environment, IReadOnlyDictionary<string, TextClassificationTransformer> models, string adapterColumn)
+    internal static TextAdapterTransformer Join(
+        IHostEnvironment environment, IReadOnlyDictionary<string, TextClassificationTransformer> models, string adapterColumn, IReadOnlyDictionary<string, Composition> compositions)
     {
         ArgumentNullException.ThrowIfNull(models);
         ArgumentException.ThrowIfNullOrEmpty(adapterColumn);
@@ -62,7 +63,7 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
         foreach ((string name, TextClassificationTransformer model) in models) CheckAlike(firstName, first, name, model.Inner);
         using CheckpointFolder folder = first.OpenSource();
         return Assemble(folder, Devices.Choose(environment), first, [.. models.Select(m => new TextAdapterPart(m.Key, m.Value.Method, m.Value.Inner.Pooling))], adapterColumn,
-            (part, parameters) => part.Copy(models[part.Name].Model.Parameters, parameters));
+            compositions, (part, parameters) => part.Copy(models[part.Name].Model.Parameters, parameters));
     }
 
     private static void CheckAlike(string firstName, TextClassificationModel first, string name, TextClassificationModel other)
@@ -79,11 +80,13 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
     }
 
     private static TextAdapterTransformer Assemble(
-        CheckpointFolder folder, TorchSharp.torch.Device device, TextClassificationModel like, IReadOnlyList<TextAdapterPart> parts, string adapterColumn, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill) =>
-        new(Build(folder, device, parts, like.Classifier.Labels, like.Classifier.MaxTokens, fill), parts, like.Text, adapterColumn, like.Columns, like.Source, like.ByReference);
+        CheckpointFolder folder, TorchSharp.torch.Device device, TextClassificationModel like, IReadOnlyList<TextAdapterPart> parts, string adapterColumn,
+        IReadOnlyDictionary<string, Composition> compositions, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill) =>
+        new(Build(folder, device, parts, like.Classifier.Labels, like.Classifier.MaxTokens, compositions, fill), parts, like.Text, adapterColumn, like.Columns, like.Source, like.ByReference);
 
     private static TextAdapterClassifier Build(
-        CheckpointFolder folder, TorchSharp.torch.Device device, IReadOnlyList<TextAdapterPart> parts, LabelSet labels, int maxTokens, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill)
+        CheckpointFolder folder, TorchSharp.torch.Device device, IReadOnlyList<TextAdapterPart> parts, LabelSet labels, int maxTokens,
+        IReadOnlyDictionary<string, Composition> compositions, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill)
     {
         TextTokenizer tokenizer = TextTokenizer.Load(folder.Files);
         Backbone backbone = BackboneLoader.Load(folder, device);
@@ -96,6 +99,11 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
                 var head = new SequenceClassificationHead(backbone, labels.Count, part.Pooling);
                 set.Add(part.Name, adaptation, head);
                 fill(part, [.. adaptation.Parameters, .. head.Parameters]);
+            }
+            foreach ((string name, Composition tree) in compositions)
+            {
+                if (tree.Fusions.Any()) throw new ArgumentException($"The composition '{name}' holds a fusion, whose weights no trained classifier brings; fusions compose in an AdapterSet.", nameof(compositions));
+                set.Define(name, tree);
             }
             return new TextAdapterClassifier(backbone, set, tokenizer, labels, maxTokens);
         }
@@ -145,6 +153,7 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
         {
             ["task"] = "text-classification",
             ["adapters"] = adapters,
+            ["compositions"] = new JsonObject(_classifier.Adapters.Compositions.Select(c => KeyValuePair.Create(c.Key, (JsonNode?)c.Value.ToJson()))),
             ["adapterColumn"] = AdapterColumn,
             ["maxTokens"] = _classifier.MaxTokens,
             ["sentence1"] = _text.First,
@@ -175,7 +184,8 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
         TextAdapterPart[] parts = [.. description["adapters"]!.AsArray().Select(a => TextAdapterPart.FromJson(a!.AsObject()))];
         JsonObject at = description["backbone"]!.AsObject();
         using CheckpointFolder folder = BackboneEntry.Open(ctx, at, hashes);
-        TextAdapterClassifier classifier = Build(folder, Devices.Choose(env), parts, LabelSet.FromJson(description["labels"]!.AsObject()), (int)description["maxTokens"]!, (part, parameters) =>
+        TextAdapterClassifier classifier = Build(folder, Devices.Choose(env), parts, LabelSet.FromJson(description["labels"]!.AsObject()), (int)description["maxTokens"]!,
+            description["compositions"]!.AsObject().ToDictionary(c => c.Key, c => Composition.FromJson(c.Value!)), (part, parameters) =>
         {
             string entry = Entry(Array.IndexOf(parts, part));
             using SafetensorsFile file = SafetensorsFile.Open(ModelEntry.Read(ctx, entry, hashes), "the model zip's " + entry);
