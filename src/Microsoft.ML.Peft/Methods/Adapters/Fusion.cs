@@ -54,8 +54,7 @@ public sealed class FusionOptions : IFusionMethod
         int d = backbone.Config.HiddenSize;
         foreach (Residual place in places)
         {
-            string adapters = HubNames.Bottlenecks(backbone, place);
-            string path = $"{adapters[..adapters.LastIndexOf('.')]}.adapter_fusion_layer.{name}";
+            string path = $"{HubNames.Path(backbone, place.Name)}.adapter_fusion_layer.{name}";
             NamedParameter Add(string part, Func<Draws, Tensor> draw) =>
                 adaptation.Add($"{path}.{part}", draw(new Draws(seed, $"{path}.{part}")).to(backbone.Device));
             (NamedParameter, NamedParameter) Map(string part) => (Add($"{part}.weight", draws => draws.Normal(0.02, d, d)), Add($"{part}.bias", _ => zeros([d])));
