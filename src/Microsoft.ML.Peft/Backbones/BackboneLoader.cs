@@ -100,7 +100,7 @@ public static class BackboneLoader
         try
         {
             using var scope = NewDisposeScope();
-            family.Build(config, recorder).Dispose();
+            Backbone.Built(() => family.Build(config, recorder)).Dispose();
         }
         catch (Exception e) when (e is NotSupportedException or ArgumentException)
         {

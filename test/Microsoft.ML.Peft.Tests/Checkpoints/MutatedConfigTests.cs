@@ -23,6 +23,29 @@ public sealed class MutatedConfigTests
         }
         """;
 
+    private static readonly Dictionary<string, string> Decoders = new()
+    {
+        ["gpt2"] = """
+            {
+              "model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 16, "vocab_size": 31,
+              "activation_function": "gelu_new", "attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "layer_norm_epsilon": 1e-5,
+              "initializer_range": 0.02, "pad_token_id": 0, "eos_token_id": 1, "scale_attn_weights": true, "add_cross_attention": false,
+              "scale_attn_by_inverse_layer_idx": false, "tie_word_embeddings": true, "architectures": ["GPT2LMHeadModel"]
+            }
+            """,
+        ["llama"] = """
+            {
+              "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "intermediate_size": 24, "vocab_size": 31, "max_position_embeddings": 16, "head_dim": 4, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+              "attention_dropout": 0.1, "attention_bias": false, "mlp_bias": false, "initializer_range": 0.02, "pad_token_id": 0,
+              "tie_word_embeddings": false, "architectures": ["LlamaForCausalLM"], "rope_parameters": {"rope_type": "default"},
+              "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 8,
+                               "low_freq_factor": 1.0, "high_freq_factor": 4.0, "mscale": 1, "mscale_all_dim": 1, "truncate": true, "attention_factor": 1.5},
+              "rope_theta": 10000.0
+            }
+            """,
+    };
+
     private static readonly string[] Values =
     [
         "0", "-1", "1", "3", "17", "1.5", "1e999", "2147483647", "4294967296", "9223372036854775807", "1e300", "1e-320", "null",
@@ -61,6 +84,58 @@ public sealed class MutatedConfigTests
         Assert.AreEqual(before, torch.Tensor.TotalCount);
         Assert.IsGreaterThan(50, loaded);
         Assert.IsGreaterThan(50, refused);
+    }
+
+    [TestMethod]
+    [DataRow("gpt2")]
+    [DataRow("llama")]
+    public void EveryFieldOfDecodersWithEveryValue(string family)
+    {
+        JsonObject sound = JsonNode.Parse(Decoders[family])!.AsObject();
+        sound.Remove("rope_parameters");                                         // what would hide the older field
+        MemoryFileSet files = DecoderCheckpoint(sound);
+        var failures = new List<string>();
+        int loaded = 0, refused = 0;
+        long before = torch.Tensor.TotalCount;
+        Try(files, Encoding.UTF8.GetBytes(sound.ToJsonString()), "sound", failures, ref loaded, ref refused);
+        Assert.AreEqual(1, loaded, string.Join("\n", failures));
+        string[] types = ["\"default\"", "\"linear\"", "\"dynamic\"", "\"llama3\"", "\"yarn\""];
+        foreach (string field in JsonNode.Parse(Decoders[family])!.AsObject().Select(p => p.Key).Concat((sound["rope_scaling"] as JsonObject)?.Select(p => "rope_scaling." + p.Key) ?? []))
+        {
+            foreach (string value in Values.Concat(field.EndsWith("rope_type", StringComparison.Ordinal) ? types : []))
+            {
+                JsonObject changed = sound.DeepClone().AsObject();
+                bool inner = field.StartsWith("rope_scaling.", StringComparison.Ordinal);
+                (inner ? changed["rope_scaling"]!.AsObject() : changed)[inner ? field["rope_scaling.".Length..] : field] = "?!";
+                Try(files, Encoding.UTF8.GetBytes(changed.ToJsonString().Replace("\"?!\"", value, StringComparison.Ordinal)), $"{field} = {value}", failures, ref loaded, ref refused);
+            }
+        }
+        TestContext.WriteLine($"{loaded} loaded, {refused} refused");
+        Assert.IsEmpty(failures, string.Join("\n", failures.Take(20)));
+        Assert.AreEqual(before, torch.Tensor.TotalCount);
+        Assert.IsGreaterThan(50, loaded);
+        Assert.IsGreaterThan(50, refused);
+    }
+
+    private sealed class Asked : IWeightSource
+    {
+        public SafetensorsWriter Writer { get; } = new();
+
+        public bool Has(string name) => true;
+
+        public torch.Tensor Load(string name, params long[] shape)
+        {
+            Writer.Add(name, SafetensorsDtype.F32, shape, TinyCheckpoint.Floats((int)shape.Aggregate(1L, (a, b) => a * b)));
+            return torch.zeros(shape);
+        }
+    }
+
+    private static MemoryFileSet DecoderCheckpoint(JsonObject config)
+    {
+        using var scope = torch.NewDisposeScope();
+        var asked = new Asked();
+        BackboneLoader.Build(config, asked).Dispose();
+        return new MemoryFileSet("tiny").Add("model.safetensors", asked.Writer.ToBytes());
     }
 
     private static void Try(MemoryFileSet sound, byte[] config, string what, List<string> failures, ref int loaded, ref int refused)

@@ -56,6 +56,8 @@ internal sealed class TextClassifier : IDisposable
     public Example Encode(TextRow row, long number = -1, int label = 0)
     {
         TextEncoding encoding = Tokenizer.Encode(row.First, row.Second, MaxTokens);
+        // GPT-2 puts nothing around a text, so that an empty one has no token; a row needs one.
+        if (encoding.Ids.Length == 0) return new Example { Ids = [Tokenizer.BosId ?? Tokenizer.EosId ?? Tokenizer.PadId], Label = label, Row = number };
         return new Example { Ids = encoding.Ids, TypeIds = encoding.TypeIds, Label = label, Row = number };
     }
 
