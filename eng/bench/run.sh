@@ -4,6 +4,7 @@
 # libtorch, the same rows, batches and threads, in turns; prints the ratios and writes eng/bench/RESULTS.md.
 #   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--score-steps ALL] [--threads CORES] [--out FILE]
 # Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node to have ONNX Runtime score beside both.
+#   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
 # The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
 set -euo pipefail
@@ -13,6 +14,7 @@ dotnet build eng/bench/Bench -c Release --nologo -v q -clp:NoSummary >&2
 source=${PeftPackages:-$(sed -n 's/.*>\(local\|nuget\)<.*/\1/p' artifacts/package-source.props)}
 bench=artifacts/$source/bin/Bench/release/Microsoft.ML.Peft.Bench
 folder=artifacts/bench
+if [ "${1:-}" = --sites ]; then exec "$bench" sites; fi
 
 # ---- rows: sst2 sentences where shared material lies beside the checkout, else WordNet's definitions ----
 shared=${PEFT_SHARED:-../shared}

@@ -13,6 +13,9 @@ switch (args)
     case ["profile", string folder, .. string[] rest]:
         Profile.Run(folder, new Arguments(rest));
         return 0;
+    case ["sites"]:
+        Sites.Run();
+        return 0;
     case ["compare", string folder, string python, string loop, string libraries, .. string[] rest]:
         return new Comparison(folder, python, loop, libraries, new Arguments(rest)).Run();
     default:
