@@ -47,8 +47,9 @@ internal static class AdapterHubCase
     }
 
     /// <summary>Mean squared error over real tokens.</summary>
-    public static Tensor MeanSquare(Fixture fixture, Tensor hidden)
+    public static Tensor MeanSquare(Fixture fixture, BackboneOutput output)
     {
+        Tensor hidden = output.Layout.Own(output.Last);                      // what a prompt became is not compared
         Tensor mask = fixture["loss_mask"].to_type(ScalarType.Float32).unsqueeze(-1);
         return (mask * (hidden - fixture["target"]).square()).sum() / (mask.sum() * hidden.shape[^1]);
     }

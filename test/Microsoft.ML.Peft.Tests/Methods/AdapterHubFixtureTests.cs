@@ -21,43 +21,24 @@ public class AdapterHubFixtureTests
     [TestMethod]
     public void SingleAdaptersEqualAdapterHub()
     {
-        List<string> done = [], later = [];
+        int done = 0;
         foreach (string folder in Shared.Cases("adapterhub"))
         {
             using var fixture = new Fixture(folder);
             if (!File.Exists(fixture.PathOf("adapter", "adapter_config.json"))) continue;
-            string? reason = AdapterHubCase.BaseOf(fixture) is null ? $"base {fixture.Text("base")}" : Unknown(fixture);
-            if (reason is not null)
-            {
-                later.Add($"{fixture.Name} ({reason})");
-                continue;
-            }
             using var scope = NewDisposeScope();
             try
             {
                 Check(fixture);
-                done.Add(fixture.Name);
+                done++;
             }
             catch (Exception e) when (e is not AssertFailedException)
             {
                 _deviations.Fail($"{fixture.Name}: {e}");
             }
         }
-        Console.WriteLine($"{done.Count} cases run: {string.Join(", ", done)}\nlater: {string.Join(", ", later)}");
+        Console.WriteLine($"{done} cases run");
         _deviations.Report();
-    }
-
-    private static string? Unknown(Fixture fixture)
-    {
-        try
-        {
-            AdapterHubFolder.Parse(fixture.Json["config"]!.AsObject(), "task");
-            return null;
-        }
-        catch (ArgumentException e) when (e.ParamName == "architecture")
-        {
-            return e.Message;
-        }
     }
 
     private void Check(Fixture fixture)
@@ -213,7 +194,7 @@ public class AdapterHubFixtureTests
             using var scope = NewDisposeScope();
             Tensor loss = head is not null
                 ? AdapterHubCase.HeadLoss(fixture, head, Logits(fixture, head, backbone, adaptation))
-                : AdapterHubCase.MeanSquare(fixture, AdapterHubCase.Run(fixture, backbone, adaptation.Table(), adaptation: adaptation).Last);
+                : AdapterHubCase.MeanSquare(fixture, AdapterHubCase.Run(fixture, backbone, adaptation.Table(), adaptation: adaptation));
             _deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), (double?)tolerances["losses"] ?? 1e-5);
             if (step > 0 && step == losses.Count - 1) break;
             PlainAdamW.ZeroGradients(parameters);

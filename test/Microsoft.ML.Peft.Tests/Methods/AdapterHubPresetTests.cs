@@ -26,11 +26,6 @@ public class AdapterHubPresetTests
         foreach (Fixture fixture in Cases())
             foreach ((string key, JsonNode? preset) in fixture.Json["presets"]!.AsObject())
             {
-                if (!AdapterHubPresets.Names.Contains(NameOf(key)))
-                {
-                    Console.WriteLine($"later: {key}");
-                    continue;
-                }
                 PeftMethod method = AdapterHubPresets.Create(NameOf(key));
                 var expected = preset!["fields"]!.DeepClone().AsObject();
                 JsonObject found = AdapterHubPresets.Configuration(NameOf(key));
@@ -46,7 +41,7 @@ public class AdapterHubPresetTests
                     if (!expected.ContainsKey(field)) wrong.Add($"{key}: {field} is no field there");
                 method.Validate();
                 PeftMethod read = AdapterHubFolder.Parse(found, "x");
-                Assert.IsTrue(JsonNode.DeepEquals(((IAdapterHubMethod)read).WriteAdapterHub(), found), $"{key} reads as it is written");
+                Assert.IsTrue(HfBases.Same(((IAdapterHubMethod)read).WriteAdapterHub(), found), $"{key} reads as it is written");
             }
         Assert.AreEqual("", string.Join("\n", wrong));
     }

@@ -74,7 +74,8 @@ internal static class HfBases
     public static bool Same(JsonNode? a, JsonNode? b) => (a, b) switch
     {
         (null, null) => true,
-        (JsonArray x, JsonArray y) => x.Count == y.Count && x.Select(n => n?.ToJsonString()).Order().SequenceEqual(y.Select(n => n?.ToJsonString()).Order()),
+        (JsonArray x, JsonArray y) => x.Count == y.Count
+            && (x.Select(n => n?.ToJsonString()).Order().SequenceEqual(y.Select(n => n?.ToJsonString()).Order()) || x.Zip(y).All(pair => Same(pair.First, pair.Second))),
         (JsonObject x, JsonObject y) => x.Count == y.Count && x.All(p => y.ContainsKey(p.Key) && Same(p.Value, y[p.Key])),
         (JsonValue x, JsonValue y) => x.ToJsonString() == y.ToJsonString()
             || (double.TryParse(x.ToJsonString(), out double m) && double.TryParse(y.ToJsonString(), out double n) && m == n),

@@ -34,6 +34,8 @@ internal static partial class MatrixRows
         ["noreft"] = () => new NoReftOptions { Rank = 2, TiedWeights = true, SuffixPositions = 1 },
         ["direft"] = () => new DiReftOptions { Rank = 2, PrefixPositions = 2, SuffixPositions = 1 },
         ["union"] = () => new UnionOptions { Methods = [new HubLoraOptions { Rank = 2, Gate = true }, new PfeifferOptions { ReductionFactor = 4 }, new LoReftOptions { SuffixPositions = 1 }] },
+        ["mam"] = () => new MamOptions { Methods = [PrefixTuningOptions.ForAdapterHub(3, 10), new ParallelAdapterOptions { ReductionFactor = 4 }] },
+        ["unipelt"] = () => new UniPeltOptions(),
         ["union of mergeable"] = () => new UnionOptions { Methods = [new LoraOptions { Rank = 2 }, new BitFitOptions { Groups = ["intermediate"] }] },
     };
 }

@@ -106,6 +106,32 @@ public class UnionOptions : PeftMethod, IAdapterHubMethod
     };
 }
 
+/// <summary>
+/// Mix-and-match (He et al. 2022, arXiv 2110.04366): a prefix of 30 in every attention and a parallel adapter of half the hidden
+/// width beside every feed-forward part, as AdapterHub's preset has them.
+/// </summary>
+public sealed class MamOptions : UnionOptions
+{
+    /// <summary>Makes the preset.</summary>
+    public MamOptions() => Methods = [PrefixTuningOptions.ForAdapterHub(30, 800), new ParallelAdapterOptions()];
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Id => "mam";
+}
+
+/// <summary>UniPELT (Mao et al. 2022, arXiv 2110.07577): a prefix of 10, <c>pfeiffer</c> and LoRA, each with a gate that reads its input.</summary>
+public sealed class UniPeltOptions : UnionOptions
+{
+    /// <summary>Makes the preset.</summary>
+    public UniPeltOptions() => Methods =
+        [PrefixTuningOptions.ForAdapterHub(10, 512, PrefixGate.Shared), new PfeifferOptions { Gate = true }, new HubLoraOptions { Alpha = 2, Gate = true }];
+
+    /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Id => "unipelt";
+}
+
 /// <summary>The parts of a union: it owns their parameters, wears their patches and passes every hook on.</summary>
 internal sealed class UnionAdaptation : PeftAdaptation
 {

@@ -25,7 +25,7 @@ public enum PrefixGate
 /// flat table <c>[P, 2 L H d_h]</c> or, while training, <c>W₂ tanh(W₁ e + b₁) + b₂</c> of P learned vectors e, folded into the
 /// table afterwards. Trained numbers: 2 L P d flat; P d + (m d + m) + (2 L d m + 2 L d) with the projection.
 /// </summary>
-public class PrefixTuningOptions : PrefixMethod
+public partial class PrefixTuningOptions : PrefixMethod
 {
     /// <summary>True to train through the projection, false to train the table itself.</summary>
     public bool Projection { get; set; }

@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// Prompt tuning (Lester et al. 2021, arXiv 2104.08691): P learned rows <c>E [P, e]</c> in front of the words,
 /// <c>X' = [E; X]</c>. Trained numbers: P e (2 P e on an encoder with a decoder, of which the encoder's P rows are read).
 /// </summary>
-public sealed class PromptTuningOptions : InsertedPromptMethod
+public sealed partial class PromptTuningOptions : InsertedPromptMethod
 {
     /// <summary>How the rows start.</summary>
     public PromptInit Init { get; set; }
