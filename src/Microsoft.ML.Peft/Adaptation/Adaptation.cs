@@ -122,6 +122,13 @@ public class PeftAdaptation : IDisposable
     /// <param name="pass">The pass that has just run.</param>
     public virtual Tensor? ExtraLoss(Pass pass) => null;
 
+    /// <summary>A loss in place of a language task's own (a scalar), for methods that learn from more than its labels; null for the task's.</summary>
+    /// <param name="scores">Scores <c>[batch, tokens, vocabulary]</c>, prompts included.</param>
+    /// <param name="labels">Labels of the row's own tokens, int64 <c>[batch, own tokens]</c>.</param>
+    /// <param name="loss">The task's own loss of scores.</param>
+    /// <param name="pass">The pass that has just run.</param>
+    public virtual Tensor? TaskLoss(Tensor scores, Tensor labels, Func<Tensor, Tensor> loss, Pass pass) => null;
+
     /// <summary>Called with all gradients there, before clipping and the optimizer step.</summary>
     /// <param name="step">Number of the optimizer step, from 0.</param>
     public virtual void BeforeStep(long step)

@@ -214,6 +214,10 @@ internal sealed class FixtureBatch(Fixture fixture)
         return (head is null ? output.Last : head.Forward(backbone, output, pass), _beforeNorm ? output.HiddenStates![^1] : output.Last);
     }
 
+    /// <summary>The loss of the task, or the one that the method puts in its place.</summary>
+    public Tensor Loss(Tensor logits, PeftAdaptation adaptation, Pass pass) =>
+        _labels is null ? Loss(logits) : adaptation.TaskLoss(logits, _labels, Loss, pass) ?? Loss(logits);
+
     public Tensor Loss(Tensor logits)
     {
         if (_target is not null)

@@ -40,7 +40,8 @@ internal static class HfBases
         {
             // The file keeps a trained head's bias up to three times where all biases are trained.
             if (unstable?.ContainsKey(key) == true || key.Contains(".modules_to_save.", StringComparison.Ordinal)) continue;
-            if (Find(key, adaptation, tiny) is { } parameter && parameter.Value.shape.SequenceEqual(expected.shape))
+            if (folded?.Parameters.FirstOrDefault(p => p.FileKey == key && p.Exchanged) is { } made) deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", made.Value, expected, tolerance);
+            else if (Find(key, adaptation, tiny) is { } parameter && parameter.Value.shape.SequenceEqual(expected.shape))
                 deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", parameter.Value, expected, tolerance);
             else if (folded is not null && Find(key, folded, tiny) is { } other) deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", other.Value, expected, tolerance);
             else if (Exchanged(key, adaptation) is { } value) deviations.Add(prefix.TrimEnd('/'), $"{fixture.Name} {key}", value, expected, tolerance);

@@ -25,6 +25,9 @@ internal static partial class MatrixRows
         ["p-tuning-v2 shifted"] = () => new PTuningV2Options { Length = 4, ShiftPositions = true, Projection = true, HiddenSize = 0 },
         ["cartridge"] = () => new CartridgeOptions { Length = 4, FrozenTokens = 2, InitTokenIds = [11, 12] },
         ["cartridge shifted"] = () => new CartridgeOptions { Length = 4, ShiftPositions = true },
+        ["cpt"] = () => new CptOptions { TokenIds = [7, 8, 9, 10], TokenTypes = [1, 2, 3, 4], Epsilon = 20, FormatEpsilon = 10 },
+        ["adaption-prompt"] = () => new AdaptionPromptOptions { Length = 3 },
+        ["adaption-prompt by head"] = () => new AdaptionPromptOptions { Length = 3, AdapterLayers = 1, Gate = AdaptionGate.TanhPerHead, ThroughOutput = false },
         ["vpt"] = () => new VisualPromptTuningOptions { Length = 3 },
         ["vpt shallow"] = () => new VisualPromptTuningOptions { Length = 3, Deep = false, ProjectFrom = 8 },
     };

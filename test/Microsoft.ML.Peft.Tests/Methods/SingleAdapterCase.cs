@@ -249,7 +249,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         {
             using var scope = NewDisposeScope();
             var pass = new Pass(adaptation.Table());
-            Tensor loss = batch.Loss(batch.Forward(tiny.Backbone, head, pass, adaptation).Logits);
+            Tensor loss = batch.Loss(batch.Forward(tiny.Backbone, head, pass, adaptation).Logits, adaptation, pass);
             // The reference adds a method's own term where the model's output has a loss to add it to.
             if (tiny.Backbone is not PlainBase && adaptation.ExtraLoss(pass) is { } extra) loss = loss + extra;
             deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), tolerance);
