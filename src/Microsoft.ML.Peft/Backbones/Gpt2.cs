@@ -68,7 +68,7 @@ public sealed class Gpt2Backbone : PreNormDecoder
             VocabularySize = read.Int("vocab_size", 50257),
             MaxTokens = read.Int("max_position_embeddings", 1024),
             EmbeddingSize = hidden,
-            PadId = read.Int("pad_token_id", 0, 0),
+            PadId = Math.Max(0, read.Int("pad_token_id", 0, -1)),
             Activation = read.Text("activation_function", "gelu_new"),
             NormEpsilon = read.Positive("layer_norm_epsilon", 1e-5),
             HiddenDropout = read.Share("resid_pdrop", 0.1),

@@ -72,7 +72,8 @@ public sealed class SequenceClassificationHead : Head
                 break;
             case not "" when backbone.Causal:
                 _readsLast = true;
-                _padId = config.Raw["pad_token_id"] is null ? null : config.PadId;
+                // None, or the -1 of old files: padding is known by the mask alone.
+                _padId = new ConfigReader(config.Raw).Int("pad_token_id", -1, -1) is >= 0 and var pad ? pad : null;
                 last = "score";
                 break;
         }
