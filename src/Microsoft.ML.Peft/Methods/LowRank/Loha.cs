@@ -26,6 +26,10 @@ public sealed class LohaOptions : LycorisMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "2 r (in + out) a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => InitWeights;
 
     /// <inheritdoc/>

@@ -35,6 +35,10 @@ public sealed class LokrOptions : LycorisMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "m_in m_out + n_in n_out a site, or factors of rank r in their place";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => Init != "false";
 
     /// <inheritdoc/>

@@ -107,6 +107,10 @@ public sealed partial class LoraOptions : TargetedMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (in + out) a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => LoraInit.Parse(Init).Exact && (Variant?.ExactAtStart ?? true);
 
     /// <inheritdoc/>

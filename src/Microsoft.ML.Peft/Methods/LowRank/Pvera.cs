@@ -21,6 +21,10 @@ public sealed class PveraOptions : VeraMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "2 r + out a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "PVERA";
 
     private protected override string Word => "pvera";

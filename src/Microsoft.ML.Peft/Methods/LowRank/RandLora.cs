@@ -53,6 +53,10 @@ public sealed class RandLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "(r + min(in, out)) ⌈min(in, out) / r⌉ a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "RANDLORA";
 
     /// <inheritdoc/>

@@ -58,6 +58,10 @@ public sealed class TinyLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "u a group of sites";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => Init == "default";
 
     /// <inheritdoc/>

@@ -52,6 +52,10 @@ public sealed class UniLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "the length of θ, once";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => false;
 
     /// <inheritdoc/>

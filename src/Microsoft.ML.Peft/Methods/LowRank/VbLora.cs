@@ -62,6 +62,10 @@ public sealed class VbLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "N (r (in + out) / ℓ) a site, N ℓ once";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => false;
 
     /// <inheritdoc/>

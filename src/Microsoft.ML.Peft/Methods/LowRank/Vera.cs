@@ -18,6 +18,10 @@ public sealed class VeraOptions : VeraMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r + out a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "VERA";
 
     private protected override string Word => "vera";

@@ -51,6 +51,10 @@ public sealed class BitFitOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "one a bias";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => 8e-4;
 
     /// <inheritdoc/>

@@ -30,6 +30,10 @@ public sealed class FullFineTuningOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "all";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => 2e-5;
 
     /// <inheritdoc/>

@@ -26,6 +26,10 @@ public sealed class HeadOnlyOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "none beside the head";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => 1e-3;
 
     /// <inheritdoc/>
