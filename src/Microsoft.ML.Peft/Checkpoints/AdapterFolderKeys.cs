@@ -33,7 +33,9 @@ internal sealed class AdapterKeys
     /// <param name="known">Whether a parameter has a name: what fits as it stands is not touched.</param>
     public string? Canonical(string key, Func<string, bool> known)
     {
-        if (key.StartsWith(Prefix, StringComparison.Ordinal) && known(key[Prefix.Length..])) return key[Prefix.Length..];
+        string whole = key.StartsWith(Prefix, StringComparison.Ordinal) ? key[Prefix.Length..] : key;
+        foreach (string name in (string[])[whole, ModuleNames.ToCheckpoint(_backbone.Config.ModelType, whole)])
+            if (whole != key && known(name)) return name;
         // Prompts wrap the task model once less.
         if (key.StartsWith(ShortPrefix, StringComparison.Ordinal) && known(key[ShortPrefix.Length..])) return key[ShortPrefix.Length..];
         if (key.Contains(".original_module.", StringComparison.Ordinal)) return null;
@@ -43,8 +45,8 @@ internal sealed class AdapterKeys
         if (plain.EndsWith(".default", StringComparison.Ordinal)) plain = plain[..^".default".Length];
         if (plain.EndsWith(".lora_magnitude_vector.weight", StringComparison.Ordinal)) plain = plain[..^".weight".Length];
         if (plain.StartsWith(Prefix, StringComparison.Ordinal)) plain = plain[Prefix.Length..];
-        string name = Bare && IsInside(plain) ? $"{_backbone.Prefix}.{plain}" : plain;
-        return ModuleNames.ToCheckpoint(_backbone.Config.ModelType, name);
+        string inside = Bare && IsInside(plain) ? $"{_backbone.Prefix}.{plain}" : plain;
+        return ModuleNames.ToCheckpoint(_backbone.Config.ModelType, inside);
     }
 
     /// <summary>The key under which a parameter is expected.</summary>

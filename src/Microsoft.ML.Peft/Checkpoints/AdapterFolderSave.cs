@@ -70,7 +70,7 @@ public sealed partial class AdapterFolder
             bool bare = AdapterConfig.Get<string?>(config, "task_type", null) == "FEATURE_EXTRACTION" && head is null;
             var writer = new SafetensorsWriter();
             writer.Metadata["format"] = "pt";
-            bool memory = exchanged.Method.NamesOfMemory(adaptation.Backbone);
+            bool memory = exchanged.Method.FitsHuggingFace(adaptation.Backbone) && exchanged.Method.NamesOfMemory(adaptation.Backbone);
             string Named(string name) => AdapterKeys.KeyOf(
                 memory ? ModuleNames.ToMemory(adaptation.Backbone.Config.ModelType, name) : name, adaptation.Backbone, bare, exchanged.Method.FilePrefix);
             string KeyOf(NamedParameter p) => p.FileKey ?? Named(p.Name);

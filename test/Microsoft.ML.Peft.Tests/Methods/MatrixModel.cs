@@ -9,18 +9,26 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.Methods;
 
-/// <summary>A tiny random BERT made in memory, with a head and a small set of rows: what the method matrix runs on.</summary>
+/// <summary>A tiny random network made in memory (BERT unless said otherwise), with a head and a small set of rows: what the method matrix runs on.</summary>
 internal sealed class MatrixModel : IDisposable
 {
     private readonly TokenBatch _batch;
     private readonly Tensor _labels;
 
-    public MatrixModel(PeftMethod? method, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32)
+    public MatrixModel(PeftMethod? method, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32, MatrixBackbone? kind = null)
     {
         Device where = device ?? CPU;
-        Backbone = Make(where, dtype);
-        Adaptation = method?.Attach(Backbone, seed);
-        Model = new AdaptedModel(Backbone, Adaptation, new Tasks.SequenceClassificationHead(Backbone, 3, seed: 5), ownsBackbone: true);
+        Backbone = kind is null ? Make(where, dtype) : kind.Make(where, dtype);
+        try
+        {
+            Adaptation = method?.Attach(Backbone, seed);
+        }
+        catch
+        {
+            Backbone.Dispose();
+            throw;
+        }
+        Model = new AdaptedModel(Backbone, Adaptation, new Tasks.SequenceClassificationHead(Backbone, 3, kind?.Pooling ?? Tasks.Pooling.Family, seed: 5), ownsBackbone: true);
         var draws = new Draws(11, "rows");
         var ids = new long[12 * 9];
         var mask = new long[12 * 9];
@@ -28,7 +36,9 @@ internal sealed class MatrixModel : IDisposable
             for (int at = 0; at < 9; at++)
                 if (at < 4 + (row * 7 % 6)) (ids[(row * 9) + at], mask[(row * 9) + at]) = (1 + (long)(draws.Next() * 99), 1);
         using var scope = NewDisposeScope();
-        _batch = new TokenBatch(Keep(tensor(ids, [12, 9]).to(where)), Keep(tensor(mask, [12, 9]).to(where)));
+        var tokens = new TokenBatch(tensor(ids, [12, 9]).to(where), tensor(mask, [12, 9]).to(where));
+        _batch = kind?.Batch(tokens) ?? tokens;
+        foreach (Tensor kept in Tensors(_batch)) Keep(kept);
         _labels = Keep(tensor(Enumerable.Range(0, 12).Select(i => (long)(i * i % 3)).ToArray()).to(where));
     }
 
@@ -64,12 +74,26 @@ internal sealed class MatrixModel : IDisposable
         return Values(Forward(Backbone, new Pass(Model.Patches), one));
     }
 
+    private static IEnumerable<Tensor> Tensors(TokenBatch batch) => new[] { batch.Ids, batch.Mask, batch.DecoderIds, batch.Pixels }.OfType<Tensor>();
+
     public int Rows => 12;
 
     private Tensor Forward(Backbone backbone, Pass pass, TokenBatch batch)
     {
         if (ReferenceEquals(pass.Patches, Model.Patches)) Adaptation?.BeforePass(pass, batch);
         return Model.Head.Forward(backbone, backbone.Forward(batch, pass), pass);
+    }
+
+    /// <summary>Gradients of the first training step, by parameter.</summary>
+    public Dictionary<string, float[]> Gradients(bool checkpointing)
+    {
+        using var scope = NewDisposeScope();
+        PlainAdamW.ZeroGradients(Model.Parameters);
+        var pass = new Pass(Model.Patches, training: true, seed: 3) { Checkpointing = checkpointing };
+        Tensor loss = nn.functional.cross_entropy(Forward(Backbone, pass, _batch).to_type(ScalarType.Float32), _labels);
+        if (Adaptation?.ExtraLoss(pass) is { } extra) loss = loss + extra;
+        loss.backward();
+        return Model.Parameters.Where(p => p.Trainable).ToDictionary(p => p.Name, p => p.Value.grad is { } gradient ? Values(gradient) : []);
     }
 
     /// <summary>Trains some steps on all rows; gives the losses.</summary>
@@ -113,8 +137,7 @@ internal sealed class MatrixModel : IDisposable
 
     public void Dispose()
     {
-        _batch.Ids.Dispose();
-        _batch.Mask.Dispose();
+        foreach (Tensor kept in Tensors(_batch)) kept.Dispose();
         _labels.Dispose();
         Model.Dispose();
     }
@@ -147,14 +170,14 @@ internal sealed class MatrixModel : IDisposable
         ["attention_probs_dropout_prob"] = 0.1,
     }.ToJsonString())!.AsObject();
 
-    private sealed class Random(Device device, ScalarType dtype) : IWeightSource
+    internal sealed class Random(Device device, ScalarType dtype, bool pooler = true) : IWeightSource
     {
-        public bool Has(string name) => true;
+        public bool Has(string name) => pooler || !name.StartsWith("pooler.", StringComparison.Ordinal);
 
         public Tensor Load(string name, params long[] shape)
         {
             Tensor noise = new Draws(3, name).Normal(shape.Length > 1 ? 0.2 : 0.1, shape);
-            bool scale = name.EndsWith("LayerNorm.weight", StringComparison.Ordinal);
+            bool scale = shape.Length == 1 && name.EndsWith(".weight", StringComparison.Ordinal);
             return (scale ? noise + 1 : noise).to_type(dtype).to(device);
         }
     }

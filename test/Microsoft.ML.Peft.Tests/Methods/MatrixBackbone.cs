@@ -1,0 +1,94 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Methods;
+using Microsoft.ML.Peft.Tasks;
+using TorchSharp;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Tests.Methods;
+
+/// <summary>
+/// A further network that rows of the method matrix run on: a tiny geometry, the batch in its form, and its words for BERT's
+/// module names, which the rows use.
+/// </summary>
+internal sealed class MatrixBackbone
+{
+    /// <summary>All of them; BERT, the first, is what the whole matrix runs on.</summary>
+    public static IReadOnlyList<MatrixBackbone> All { get; } =
+    [
+        new("vit",
+            """
+            {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 48, "image_size": 8, "patch_size": 4, "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1}
+            """, [])
+        {
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
+        },
+        new("t5",
+            """
+            {"model_type": "t5", "d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 2, "d_ff": 48,
+            "vocab_size": 101, "feed_forward_proj": "gated-gelu"}
+            """,
+            new() { ["query"] = ["q"], ["key"] = ["k"], ["value"] = ["v"], ["dense"] = ["o", "wi_0", "wi_1", "wo"], ["word_embeddings"] = ["shared"] })
+        {
+            Pooling = Pooling.Mean,
+            Batch = tokens => tokens with { DecoderIds = tokens.Ids.narrow(1, 0, 5).clone() },
+        },
+        new("gpt2",
+            """
+            {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 40,
+            "vocab_size": 101}
+            """,
+            new() { ["query"] = ["c_attn"], ["key"] = ["c_attn"], ["value"] = ["c_attn"], ["dense"] = ["c_proj", "c_fc"], ["word_embeddings"] = ["wte"] }),
+        new("llama",
+            """
+            {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 40, "vocab_size": 101,
+            "attention_dropout": 0.1}
+            """,
+            new()
+            {
+                ["query"] = ["q_proj"], ["key"] = ["k_proj"], ["value"] = ["v_proj"], ["dense"] = ["o_proj", "gate_proj", "up_proj", "down_proj"],
+                ["word_embeddings"] = ["embed_tokens"],
+            }),
+    ];
+
+    private readonly string _config;
+    private readonly Dictionary<string, string[]> _words;
+
+    private MatrixBackbone(string name, string config, Dictionary<string, string[]> words) => (Name, _config, _words) = (name, config, words);
+
+    public string Name { get; }
+
+    /// <summary>How the head reads the network.</summary>
+    public Pooling Pooling { get; private init; } = Pooling.Family;
+
+    /// <summary>The rows of the matrix in the network's form.</summary>
+    public Func<TokenBatch, TokenBatch> Batch { get; private init; } = tokens => tokens;
+
+    /// <summary>The network with random numbers.</summary>
+    public Backbone Make(Device device, ScalarType dtype)
+    {
+        using var scope = NewDisposeScope();
+        return BackboneLoader.Build(JsonNode.Parse(_config)!.AsObject(), new MatrixModel.Random(device, dtype, pooler: false));
+    }
+
+    /// <summary>A row's method with its targets in the network's words.</summary>
+    public PeftMethod Spelled(PeftMethod method)
+    {
+        if (method is TargetedMethod targeted)
+            targeted.Targets = [.. targeted.Targets.SelectMany(name => _words.TryGetValue(name, out string[]? own) ? own : [name]).Distinct()];
+        return method;
+    }
+
+    /// <summary>Why a row does not apply to a network, by <c>network: row</c>; families keep theirs in fields beside their rows.</summary>
+    public static IReadOnlyDictionary<string, string> NotOn { get; } = typeof(MatrixRows)
+        .GetFields(System.Reflection.BindingFlags.NonPublic | System.Reflection.BindingFlags.Static)
+        .Where(field => field.FieldType == typeof(Dictionary<string, string>))
+        .SelectMany(field => (Dictionary<string, string>)field.GetValue(null)!)
+        .ToDictionary(reason => reason.Key, reason => reason.Value);
+}
