@@ -145,6 +145,6 @@ public class MethodBackboneTests
         AdapterFolder.Save(folder, model.Adaptation, model.Model.Head);
         using AdapterFolder file = AdapterFolder.Open(folder);
         using PeftAdaptation loaded = file.Attach(again.Backbone, again.Model.Head);
-        Assert.IsLessThanOrEqualTo(1e-5f, Distance(worn, again.Score(loaded.Table())), "saved and loaded");
+        Assert.IsLessThanOrEqualTo(1e-5f, Distance(worn, again.Score(loaded.Table(), of: loaded)), "saved and loaded");
     }
 }
