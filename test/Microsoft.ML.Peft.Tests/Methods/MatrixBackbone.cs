@@ -26,6 +26,7 @@ internal sealed class MatrixBackbone
             "attention_probs_dropout_prob": 0.1}
             """, [])
         {
+            EveryRow = true,
             Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
         },
         new("t5",
@@ -54,7 +55,10 @@ internal sealed class MatrixBackbone
             {
                 ["query"] = ["q_proj"], ["key"] = ["k_proj"], ["value"] = ["v_proj"], ["dense"] = ["o_proj", "gate_proj", "up_proj", "down_proj"],
                 ["word_embeddings"] = ["embed_tokens"],
-            }),
+            })
+        {
+            EveryRow = true,
+        },
     ];
 
     private readonly string _config;
@@ -63,6 +67,9 @@ internal sealed class MatrixBackbone
     private MatrixBackbone(string name, string config, Dictionary<string, string[]> words) => (Name, _config, _words) = (name, config, words);
 
     public string Name { get; }
+
+    /// <summary>True to try every row, false for one a method.</summary>
+    public bool EveryRow { get; private init; }
 
     /// <summary>How the head reads the network.</summary>
     public Pooling Pooling { get; private init; } = Pooling.Family;
@@ -84,11 +91,4 @@ internal sealed class MatrixBackbone
             targeted.Targets = [.. targeted.Targets.SelectMany(name => _words.TryGetValue(name, out string[]? own) ? own : [name]).Distinct()];
         return method;
     }
-
-    /// <summary>Why a row does not apply to a network, by <c>network: row</c>; families keep theirs in fields beside their rows.</summary>
-    public static IReadOnlyDictionary<string, string> NotOn { get; } = typeof(MatrixRows)
-        .GetFields(System.Reflection.BindingFlags.NonPublic | System.Reflection.BindingFlags.Static)
-        .Where(field => field.FieldType == typeof(Dictionary<string, string>))
-        .SelectMany(field => (Dictionary<string, string>)field.GetValue(null)!)
-        .ToDictionary(reason => reason.Key, reason => reason.Value);
 }

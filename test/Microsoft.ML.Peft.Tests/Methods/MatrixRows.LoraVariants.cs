@@ -23,9 +23,4 @@ internal static partial class MatrixRows
         ["lora trained tokens"] = () => new LoraOptions { TrainableTokens = { [""] = [5, 2, 97] } },
         ["lora trained tokens of named tables"] = () => new LoraOptions { TrainableTokens = { ["word_embeddings"] = [3, 4], ["token_type_embeddings"] = [0] } },
     };
-
-    private static readonly Dictionary<string, string> _loraVariantsNotOn = new()
-    {
-        ["t5: alora"] = "the tokens that switch it on are those of one sequence",
-    };
 }

@@ -15,12 +15,4 @@ internal static partial class MatrixRows
         ["bitfit"] = () => new BitFitOptions(),
         ["bitfit groups"] = () => new BitFitOptions { Groups = ["query", "intermediate"] },
     };
-
-    private static readonly Dictionary<string, string> _partialNotOn = new()
-    {
-        ["t5: bitfit"] = "the network has no biases",
-        ["t5: bitfit groups"] = "the network has no biases",
-        ["llama: bitfit"] = "the network has no biases",
-        ["llama: bitfit groups"] = "the network has no biases",
-    };
 }

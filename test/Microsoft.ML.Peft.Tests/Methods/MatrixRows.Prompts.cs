@@ -31,14 +31,4 @@ internal static partial class MatrixRows
         ["vpt"] = () => new VisualPromptTuningOptions { Length = 3 },
         ["vpt shallow"] = () => new VisualPromptTuningOptions { Length = 3, Deep = false, ProjectFrom = 8 },
     };
-
-    private static readonly Dictionary<string, string> _promptsNotOn = new()
-    {
-        ["t5: vpt"] = "the token that stands for the row is not the first",
-        ["t5: vpt shallow"] = "the token that stands for the row is not the first",
-        ["gpt2: vpt"] = "the token that stands for the row is not the first",
-        ["gpt2: vpt shallow"] = "the token that stands for the row is not the first",
-        ["llama: vpt"] = "the token that stands for the row is not the first",
-        ["llama: vpt shallow"] = "the token that stands for the row is not the first",
-    };
 }

@@ -45,9 +45,4 @@ internal static partial class MatrixRows
         ["ssf identity"] = () => new SsfOptions { IdentityInit = true, Targets = ["query", "LayerNorm", "intermediate.dense"], AllowNewBias = true },
         ["trainable-tokens"] = () => new TrainableTokensOptions { TokenIndices = [.. Enumerable.Range(3, 60)] },
     };
-
-    private static readonly Dictionary<string, string> _scaleNotOn = new()
-    {
-        ["vit: trainable-tokens"] = "the network has no table of words",
-    };
 }
