@@ -96,6 +96,12 @@ public class PeftAdaptation : IDisposable
     {
     }
 
+    /// <summary>Called when a training run begins or goes on, before its first step.</summary>
+    /// <param name="totalSteps">Number of optimizer steps that the whole run will have.</param>
+    public virtual void Planned(long totalSteps)
+    {
+    }
+
     /// <summary>
     /// Called before each forward of a model, in training and in scoring; may run the bare backbone, and may leave what
     /// patches read with <see cref="Pass.Once{T}"/>.

@@ -4,6 +4,13 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
+/// <summary>Steps a parameter in place.</summary>
+/// <param name="value">The parameter's numbers, to be changed.</param>
+/// <param name="gradient">Their gradient, clipped; must not be changed.</param>
+/// <param name="rate">Learning rate, schedule included.</param>
+/// <param name="decay">Weight decay; 0 where the parameter has none.</param>
+public delegate void ParameterUpdate(Tensor value, Tensor gradient, double rate, double decay);
+
 /// <summary>
 /// A named tensor that an adaptation or a head owns. Patches hold the <see cref="NamedParameter"/> and read
 /// <see cref="Value"/> at each use: the training loop may put a view of its flat buffer in its place.
@@ -40,6 +47,9 @@ public sealed class NamedParameter : IDisposable
 
     /// <summary>A learning rate of its own in place of the run's, before the schedule; null for the run's.</summary>
     public double? OwnRate { get; set; }
+
+    /// <summary>The rule by which the parameter is stepped in place of the run's optimizer; null for the optimizer's.</summary>
+    public ParameterUpdate? OwnUpdate { get; set; }
 
     /// <summary>True where the tensor is saved with the adaptation.</summary>
     public bool Saved { get; init; } = true;

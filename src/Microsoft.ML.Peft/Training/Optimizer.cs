@@ -87,7 +87,7 @@ public abstract class Optimizer : IDisposable
     private bool Alike(int a, int b)
     {
         FlatParameters.Segment first = _flat.Segments[a], second = _flat.Segments[b];
-        return second.HasGradient && _steps[a] == _steps[b] && first.Parameter.Decay == second.Parameter.Decay
+        return second.HasGradient && first.Parameter.OwnUpdate is null && second.Parameter.OwnUpdate is null && _steps[a] == _steps[b] && first.Parameter.Decay == second.Parameter.Decay
             && first.Parameter.RateFactor == second.Parameter.RateFactor && first.Parameter.OwnRate == second.Parameter.OwnRate;
     }
 
@@ -97,10 +97,16 @@ public abstract class Optimizer : IDisposable
         FlatParameters.Segment head = _flat.Segments[first], tail = _flat.Segments[next - 1];
         long start = head.Offset, length = tail.Offset + tail.Length - start;
         for (int i = first; i < next; i++) _steps[i]++;
+        double own = (head.Parameter.OwnRate ?? rate * head.Parameter.RateFactor) * schedule, decay = head.Parameter.Decay ? WeightDecay : 0;
+        if (head.Parameter.OwnUpdate is { } rule)
+        {
+            rule(head.View, gradient.narrow(0, start, length).view(head.Shape), own, decay);
+            return;
+        }
         Update(
             _flat.Values.narrow(0, start, length), gradient.narrow(0, start, length),
             Array.ConvertAll(_state, s => s.narrow(0, start, length)), _steps[first],
-            (head.Parameter.OwnRate ?? rate * head.Parameter.RateFactor) * schedule, head.Parameter.Decay ? WeightDecay : 0);
+            own, decay);
     }
 
     /// <summary>Updates a stretch of the buffer in place.</summary>

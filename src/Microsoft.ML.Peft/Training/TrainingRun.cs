@@ -58,6 +58,7 @@ internal sealed class TrainingRun : IDisposable
     public TrainingResult Execute()
     {
         if (_options.Resume) Resume();
+        _model.Adaptation?.Planned(_plan.TotalSteps);
         (_secondsBefore, _tokensBefore, _rowsBefore, _stepsBefore) = (_state.TrainingSeconds, _state.Tokens, _state.Rows, _state.Step);
         _reported = _state.Losses.Count;
         if (_state.Stopped is null or StopReason.Cancelled)

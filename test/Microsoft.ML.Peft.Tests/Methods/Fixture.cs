@@ -254,6 +254,11 @@ internal sealed class PlainAdamW(double rate, double decay, double epsilon = 1e-
             using var scope = NewDisposeScope();
             double lr = parameter.OwnRate ?? rate * parameter.RateFactor;
             double wd = parameter.Decay ? decay : 0;
+            if (parameter.OwnUpdate is { } rule)
+            {
+                rule(parameter.Value, gradient, lr, wd);
+                continue;
+            }
             if (!_state.TryGetValue(parameter, out var state))
                 _state[parameter] = state = (zeros_like(gradient).DetachFromDisposeScope(), zeros_like(gradient).DetachFromDisposeScope());
             if (!FaForm && wd > 0) parameter.Value.mul_(1 - lr * wd);

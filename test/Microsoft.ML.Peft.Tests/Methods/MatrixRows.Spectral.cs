@@ -27,6 +27,8 @@ internal static partial class MatrixRows
         ["supertuning"] = () => new SuperTuningOptions { Sparsity = 0.8 },
         ["mask-tuning"] = () => new MaskTuningOptions(),
         ["mask-tuning everywhere"] = () => new MaskTuningOptions { Part = MaskedPart.All, Penalty = 0 },
+        ["sft"] = () => new SftOptions { Density = 0.05, SelectionEvery = 4, AccumulationSteps = 1, TotalSteps = 40 },
+        ["sft by accumulators"] = () => new SftOptions { Budget = 700, SelectionEvery = 5, AccumulationSteps = 2, Growth = SftGrowth.Accumulators, Policy = SftPolicy.Cosine, Targets = ["all-linear"], ExcludeTargets = ["pooler.dense"] },
         ["lofit select"] = () => new LofitOptions(),
         ["lofit tune"] = () => new LofitOptions { Stage = LofitStage.Tune, Heads = ["0:1", "1:3", "1:0"] },
         ["lofit at zero"] = () => new LofitOptions { Stage = LofitStage.Tune, Heads = ["1:2"], InitDeviation = 0 },
