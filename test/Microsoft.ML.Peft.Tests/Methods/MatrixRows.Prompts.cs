@@ -28,6 +28,8 @@ internal static partial class MatrixRows
         ["cpt"] = () => new CptOptions { TokenIds = [7, 8, 9, 10], TokenTypes = [1, 2, 3, 4], Epsilon = 20, FormatEpsilon = 10 },
         ["adaption-prompt"] = () => new AdaptionPromptOptions { Length = 3 },
         ["adaption-prompt by head"] = () => new AdaptionPromptOptions { Length = 3, AdapterLayers = 1, Gate = AdaptionGate.TanhPerHead, ThroughOutput = false },
+        ["shadow"] = () => new ShadowOptions { Rank = 4, ShadowIntermediateSize = 12 },
+        ["shadow of one layer"] = () => new ShadowOptions { Rank = 4, ShadowLayers = 2, Layers = [1], UpdateHiddenSize = 5 },
         ["vpt"] = () => new VisualPromptTuningOptions { Length = 3 },
         ["vpt shallow"] = () => new VisualPromptTuningOptions { Length = 3, Deep = false, ProjectFrom = 8 },
     };

@@ -105,7 +105,7 @@ public partial class PrefixTuningOptions : PrefixMethod
 
     private string Base(PeftAdaptation adaptation, Group group) => Name is null
         ? group.Name == "self" ? "prompt_encoder" : $"prompt_encoder.{group.Name}"
-        : $"{AdapterHubNames.Model(adaptation.Backbone)}prefix_tuning.prefix_tunings.{Name}.{group.Name}_prefix";
+        : $"{HubNames.Prefix(adaptation.Backbone)}.prefix_tuning.prefix_tunings.{Name}.{group.Name}_prefix";
 
     private string TableOf(PeftAdaptation adaptation, Group group) => Base(adaptation, group) + (Name is null ? ".embedding.weight" : ".control_trans");
 

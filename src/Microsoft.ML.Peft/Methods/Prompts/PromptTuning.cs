@@ -65,7 +65,7 @@ public sealed partial class PromptTuningOptions : InsertedPromptMethod
     /// <inheritdoc/>
     private protected override PromptRows AddRows(PeftAdaptation adaptation, long rows, long width, long seed)
     {
-        string name = Name is null ? TableName : $"{AdapterHubNames.Model(adaptation.Backbone)}prompt_tuning.prompt_tunings.{Name}.prompt_embedding.weight";
+        string name = Name is null ? TableName : $"{HubNames.Prefix(adaptation.Backbone)}.prompt_tuning.prompt_tunings.{Name}.prompt_embedding.weight";
         Tensor start = PromptStart.Rows(adaptation.Backbone, Init, name, seed, rows, width, Tokens, SampleFrom);
         NamedParameter table = Add(adaptation, name, start, key: Name is null ? TableKey : name);
         return _ => table.Value;
