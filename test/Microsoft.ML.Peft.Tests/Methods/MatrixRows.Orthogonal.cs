@@ -19,6 +19,8 @@ internal static partial class MatrixRows
         ["hra"] = () => new HraOptions(),
         ["hra odd"] = () => new HraOptions { Rank = 3, Targets = ["query", "dense"] },
         ["hra gram-schmidt"] = () => new HraOptions { Rank = 4, GramSchmidt = true },
+        ["psoft"] = () => new PsoftOptions { Rank = 5, Alpha = 5, Dropout = 0.1 },
+        ["psoft series"] = () => new PsoftOptions { Rank = 6, Split = PsoftSplit.Even, Series = true, Radius = 0.9, TrainInputScale = false, Targets = ["query", "dense"] },
         ["road"] = () => new RoadOptions { GroupSize = 8 },
         ["road of outputs"] = () => new RoadOptions { GroupSize = 16, Variant = RoadVariant.Road2, Targets = ["all-linear"] },
         ["road in four"] = () => new RoadOptions { GroupSize = 16, Variant = RoadVariant.Road4 },

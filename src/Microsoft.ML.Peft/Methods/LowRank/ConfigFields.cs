@@ -9,20 +9,6 @@ namespace Microsoft.ML.Peft.Methods;
 /// <summary>Fields of adapter_config.json that many methods read and write alike.</summary>
 internal static class ConfigFields
 {
-    /// <summary>Refuses a field whose other values change the maths.</summary>
-    /// <typeparam name="T">A string, number or bool.</typeparam>
-    /// <param name="config">The whole configuration.</param>
-    /// <param name="field">Name of the field.</param>
-    /// <param name="only">The one value that is supported; also that of a missing field.</param>
-    /// <exception cref="ArgumentException">The field has another value.</exception>
-    public static void Only<T>(JsonObject config, string field, T only)
-    {
-        T found = AdapterConfig.Get(config, field, only);
-        if (!EqualityComparer<T>.Default.Equals(found, only))
-            throw new ArgumentException(
-                $"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it changes what is computed, and only {JsonValue.Create(only)?.ToJsonString() ?? "null"} is supported.", field);
-    }
-
     /// <summary>Reads a field that names one of some choices.</summary>
     /// <typeparam name="T">What the choices stand for.</typeparam>
     /// <param name="config">The whole configuration.</param>
@@ -61,16 +47,6 @@ internal static class ConfigFields
         config[field] = new JsonObject((same ? table : paths.Where(path => TargetMatcher.FirstKey(table.Keys, path) is not null)
                 .Select(path => KeyValuePair.Create($"^{path.Replace(".", @"\.", StringComparison.Ordinal)}", table[TargetMatcher.FirstKey(table.Keys, path)!])))
             .Select(p => KeyValuePair.Create(p.Key, (JsonNode?)AdapterConfig.Number(p.Value))));
-    }
-
-    /// <summary>Takes out fields about targets that a type of adapter does not have; where they were in use, the modules are named one by one.</summary>
-    /// <param name="config">What <c>WriteTargets</c> filled.</param>
-    /// <param name="paths">Paths of all adapted modules.</param>
-    /// <param name="missing">Fields that the type does not have.</param>
-    public static void Without(JsonObject config, IReadOnlyList<string> paths, params string[] missing)
-    {
-        if (missing.Any(field => config[field] is not null)) config["target_modules"] = AdapterConfig.Array(paths);
-        foreach (string field in missing) config.Remove(field);
     }
 }
 

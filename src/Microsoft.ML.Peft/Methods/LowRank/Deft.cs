@@ -106,7 +106,7 @@ public sealed class DeftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         Alpha = config["alpha"] is null ? null : AdapterConfig.Get(config, "alpha", 0.0);

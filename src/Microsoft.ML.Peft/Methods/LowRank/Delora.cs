@@ -87,7 +87,7 @@ public sealed class DeloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         Lambda = AdapterConfig.Get(config, "delora_lambda", 15.0);

@@ -58,6 +58,10 @@ public sealed class GloraOptions : SiteMethod
     public override string? HuggingFaceType => "GLORA";
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    protected override (bool Exclude, bool Layers) TargetFields => (false, false);
+
+    /// <inheritdoc/>
     public override void Validate()
     {
         base.Validate();
@@ -118,7 +122,7 @@ public sealed class GloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         WeightSupport = ConfigFields.Choice(config, "config_A_B", "lora", _names);
@@ -131,7 +135,6 @@ public sealed class GloraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        ConfigFields.Without(config, [.. SelectSites(backbone).Select(backbone.PathOf)], "exclude_modules", "layers_to_transform", "layers_pattern");
         config["bias"] = "none";
         config["init_weights"] = true;
         config["r"] = Rank;

@@ -49,6 +49,10 @@ public sealed class GraloraOptions : SiteMethod
     public override string? HuggingFaceType => "GRALORA";
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    protected override (bool Exclude, bool Layers) TargetFields => (false, true);
+
+    /// <inheritdoc/>
     public override void Validate()
     {
         base.Validate();
@@ -101,7 +105,7 @@ public sealed class GraloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 32);
         Alpha = AdapterConfig.Get(config, "alpha", 64.0);
@@ -116,7 +120,6 @@ public sealed class GraloraOptions : SiteMethod
     {
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
         WriteTargets(config, backbone);
-        ConfigFields.Without(config, [.. sites.Select(backbone.PathOf)], "exclude_modules");
         config["bias"] = "none";
         config["init_weights"] = true;
         config["fan_in_fan_out"] = sites.OfType<Projection>().Any(site => site.StoredTransposed);

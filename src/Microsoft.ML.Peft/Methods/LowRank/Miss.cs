@@ -116,7 +116,7 @@ public class MissOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 64);
         MiniRank = AdapterConfig.Get(config, "mini_r", 1);

@@ -120,7 +120,7 @@ public sealed class BoftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         BlockSize = AdapterConfig.Get(config, "boft_block_size", 4);
         Blocks = AdapterConfig.Get(config, "boft_block_num", 0);

@@ -83,7 +83,7 @@ public sealed class HraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         GramSchmidt = AdapterConfig.Get(config, "apply_GS", false);

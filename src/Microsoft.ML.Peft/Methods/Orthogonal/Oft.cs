@@ -125,7 +125,7 @@ public sealed class OftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        ConfigFields.Only(config, "bias", "none");
+        Only(config, "bias", "none");
         ReadTargets(config);
         BlockSize = AdapterConfig.Get(config, "oft_block_size", 32);
         Blocks = AdapterConfig.Get(config, "r", 0);

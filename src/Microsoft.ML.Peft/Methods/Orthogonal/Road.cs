@@ -50,6 +50,10 @@ public sealed class RoadOptions : SiteMethod
     public override string? HuggingFaceType => "ROAD";
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    protected override (bool Exclude, bool Layers) TargetFields => (false, false);
+
+    /// <inheritdoc/>
     public override void Validate()
     {
         base.Validate();
@@ -85,7 +89,6 @@ public sealed class RoadOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        ConfigFields.Without(config, [.. SelectSites(backbone).Select(backbone.PathOf)], "exclude_modules", "layers_to_transform", "layers_pattern");
         config["init_weights"] = true;
         config["variant"] = $"road_{(int)Variant}";
         config["group_size"] = GroupSize;
