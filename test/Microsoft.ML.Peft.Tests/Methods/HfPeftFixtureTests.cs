@@ -208,7 +208,7 @@ public class HfPeftFixtureTests
             using PeftAdaptation? plain = rank is null ? null : LoraConversion.ToLora(original, rank.Value);
             if (plain is not null) CompareDeltas(fixture, deviations, plain, converted);
             string saved = HfBases.Temporary();
-            AdapterFolder.Save(saved, plain ?? original, null, new AdapterSaveOptions { LoadedFrom = plain is null ? trained.Config : null });
+            AdapterFolder.Save(saved, plain ?? original, null, new AdapterSaveOptions { LoadedFrom = trained.Config });
             using AdapterFolder ours = AdapterFolder.Open(saved);
             using PeftAdaptation again = ours.Attach(tiny.Backbone);
             deviations.Add("logits of our conversion", fixture.Name, Run(again), fixture["logits_converted"], tolerance);
