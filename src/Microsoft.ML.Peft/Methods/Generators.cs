@@ -47,6 +47,18 @@ internal sealed class TorchGenerator
         return (((high << 32) | low) & ((1UL << 53) - 1)) * (1.0 / (1UL << 53));
     }
 
+    /// <summary>The numbers 0 to count − 1 in random order, as <c>torch.randperm</c>.</summary>
+    public int[] Permutation(int count)
+    {
+        int[] order = [.. Enumerable.Range(0, count)];
+        for (int i = 0; i < count - 1; i++)
+        {
+            int other = i + (int)(Next() % (uint)(count - i));
+            (order[i], order[other]) = (order[other], order[i]);
+        }
+        return order;
+    }
+
     /// <summary>Numbers of [0, 1), as <c>torch.rand</c>.</summary>
     public float[] Rand(long count) => Fill(count, NextSingle);
 

@@ -26,7 +26,16 @@ public sealed class FrodOptions : SiteMethod
     /// <summary>Share of the change's input that is dropped while training, in [0, 1).</summary>
     public double Dropout { get; set; }
 
-    private readonly CarriedFields _carried = new(("progressbar", true), ("projection_prng_key", 0), ("runtime_offload_base_weight", false));
+    /// <summary>Seed of the places of S: PyTorch's generator gives them, so that files without them mean the same.</summary>
+    public long ProjectionSeed { get; set; }
+
+    /// <summary>True to keep V and the places of S in exchanged files; readers make them again otherwise.</summary>
+    public bool SaveProjection { get; set; } = true;
+
+    /// <summary>Trained entries of S by kind of module, where they are not as many as the rate gives; reading a file fills it.</summary>
+    public Dictionary<string, int> Entries { get; set; } = [];
+
+    private readonly CarriedFields _carried = new(("progressbar", true), ("runtime_offload_base_weight", false));
 
     /// <inheritdoc/>
     [JsonIgnore]
@@ -58,9 +67,11 @@ public sealed class FrodOptions : SiteMethod
     }
 
     // Modules of one kind, by the last two parts of their names.
-    private static string Kind(WeightSite site)
+    private static string Kind(WeightSite site) => Kind(site.Name);
+
+    private static string Kind(string name)
     {
-        string[] parts = site.Name.Split('.');
+        string[] parts = name.Split('.');
         if (parts is [.., "attention", "output", "dense"]) return "attention_output";
         return string.Join('_', parts.TakeLast(2).Where(part => !part.All(char.IsAsciiDigit)));
     }
@@ -68,14 +79,15 @@ public sealed class FrodOptions : SiteMethod
     // Directions of the shared basis: the inputs, or all outputs of the kind together where they are fewer.
     private static long Directions(IEnumerable<WeightSite> kind) => Math.Min(Narrow(kind.First()), kind.Sum(Wide));
 
-    private long Entries(long directions) => Math.Max(1, (long)(SparseRate * directions * directions));
+    private int EntriesOf(string kind, long directions) =>
+        Entries.TryGetValue(kind, out int given) ? given : (int)Math.Clamp((long)(SparseRate * directions * directions), 1, directions * (directions - 1));
 
     /// <inheritdoc/>
     protected override long CountSite(WeightSite site, string path) => 0;
 
     /// <inheritdoc/>
     protected override long CountShared(Backbone backbone, IReadOnlyList<WeightSite> sites) =>
-        sites.GroupBy(Kind).Sum(kind => kind.Count() * (Directions(kind) + Entries(Directions(kind))));
+        sites.GroupBy(Kind).Sum(kind => kind.Count() * (Directions(kind) + EntriesOf(kind.Key, Directions(kind))));
 
     /// <inheritdoc/>
     protected override PeftAdaptation Make(Backbone backbone) => new Adapted(this, backbone);
@@ -83,16 +95,18 @@ public sealed class FrodOptions : SiteMethod
     /// <inheritdoc/>
     protected override void AddShared(PeftAdaptation adaptation, IReadOnlyList<WeightSite> sites, long seed)
     {
-        foreach (IGrouping<string, WeightSite> kind in sites.GroupBy(Kind))
+        var generator = new TorchGenerator(ProjectionSeed);
+        foreach (IGrouping<string, WeightSite> kind in sites.GroupBy(Kind).OrderBy(kind => kind.Key, StringComparer.Ordinal))
         {
             if (kind.Select(Narrow).Distinct().Count() > 1)
                 throw new ArgumentException($"FRoD shares a basis among all modules of the kind {kind.Key}, but they read different widths: {string.Join(", ", kind.Select(s => $"{s.Name} {Narrow(s)}"))}. Choose other Targets.", nameof(Targets));
-            NamedParameter Shared(string name, Tensor value) => adaptation.Add(new NamedParameter($"{name}.{kind.Key}", value.to(adaptation.Backbone.Device), trainable: false) { FileKey = $"base_model.{name}.{kind.Key}" });
+            NamedParameter Shared(string name, Tensor value) => adaptation.Add(
+                new NamedParameter($"{name}.{kind.Key}", value.to(adaptation.Backbone.Device), trainable: false) { FileKey = $"base_model.{name}.{kind.Key}", Exchanged = SaveProjection });
             Tensor basis = Basis([.. kind]);
             long directions = basis.shape[1];
             ((Adapted)adaptation).Shared[kind.Key] = (
                 Shared("frod_V", basis.to_type(ScalarType.Float32).contiguous()),
-                Shared("frod_s_indices", Places(directions, new Draws(seed, $"frod_s_indices.{kind.Key}"))));
+                Shared("frod_s_indices", Places(directions, EntriesOf(kind.Key, directions), generator)));
             Shared("frod_s_size", tensor((long[])[directions, directions]));
         }
     }
@@ -112,12 +126,25 @@ public sealed class FrodOptions : SiteMethod
         return r.t().matmul(linalg.eigh((mean + mean.t()) / 2).Item2);
     }
 
-    // Different places, drawn one after the other.
-    private Tensor Places(long directions, Draws draws)
+    // Places off the diagonal, which λ has.
+    private static Tensor Places(long directions, int count, TorchGenerator generator)
     {
-        var taken = new HashSet<long>();
-        while (taken.Count < Entries(directions)) taken.Add((long)(draws.Next() * directions * directions));
-        return tensor([.. taken.Select(place => place / directions), .. taken.Select(place => place % directions)], [2, taken.Count]);
+        if (directions < 2) throw new ArgumentException("FRoD needs modules that read two numbers or more.", nameof(Targets));
+        long[] flat = [.. generator.Permutation(checked((int)(directions * (directions - 1)))).Take(count).Select(k => k + k / directions + 1)];
+        return tensor([.. flat.Select(place => place / directions), .. flat.Select(place => place % directions)], [2, count]);
+    }
+
+    /// <inheritdoc/>
+    public override void ReadTensors(IReadOnlyDictionary<string, long[]> shapes)
+    {
+        const string Values = ".frod_lambda_s_values", Lengths = ".frod_lambda_l";
+        foreach ((string key, long[] shape) in shapes)
+        {
+            if (!key.EndsWith(Values, StringComparison.Ordinal) || shape.Length != 1 || !shapes.TryGetValue(key[..^Values.Length] + Lengths, out long[]? lengths)) continue;
+            string kind = Kind(key[..^Values.Length]);
+            Entries.Remove(kind);
+            if (EntriesOf(kind, lengths[0]) != shape[0]) Entries[kind] = (int)shape[0];
+        }
     }
 
     /// <inheritdoc/>
@@ -150,8 +177,9 @@ public sealed class FrodOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         Only(config, "bias", "none");
-        Only(config, "save_projection", true);                       // the places of S are random: nobody can repeat them
         ReadTargets(config);
+        ProjectionSeed = AdapterConfig.Get(config, "projection_prng_key", 0);
+        SaveProjection = AdapterConfig.Get(config, "save_projection", true);
         SparseRate = AdapterConfig.Get(config, "sparse_rate", 0.01);
         Regularization = AdapterConfig.Get(config, "regularization_alpha", 1e-3);
         Dropout = AdapterConfig.Get(config, "frod_dropout", 0.0);
@@ -166,7 +194,8 @@ public sealed class FrodOptions : SiteMethod
         _carried.Write(config);
         config["bias"] = "none";
         config["init_weights"] = true;
-        config["save_projection"] = true;
+        config["save_projection"] = SaveProjection;
+        config["projection_prng_key"] = ProjectionSeed;
         config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
         config["sparse_rate"] = SparseRate;
         config["regularization_alpha"] = Regularization;
