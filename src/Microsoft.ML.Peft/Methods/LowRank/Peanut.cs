@@ -19,7 +19,8 @@ public sealed class PeanutOptions : SiteMethod
     private static readonly Dictionary<string, Func<Tensor, Tensor>> _activations = new(StringComparer.Ordinal)
     {
         ["relu"] = x => x.relu(),
-        ["gelu"] = x => nn.functional.gelu(x),
+        // Written out: libtorch 1.13's own has a wrong gradient where the one that arrives lies in memory in another order.
+        ["gelu"] = x => x * 0.5 * ((x * Math.Sqrt(0.5)).erf() + 1),
         ["silu"] = x => nn.functional.silu(x),
         ["tanh"] = x => x.tanh(),
         ["sigmoid"] = x => x.sigmoid(),
