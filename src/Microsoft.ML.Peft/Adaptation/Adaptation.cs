@@ -36,7 +36,7 @@ public class PeftAdaptation : IDisposable
     }
 
     /// <summary>The method with its options.</summary>
-    public PeftMethod Method { get; }
+    public PeftMethod Method { get; protected set; }
 
     /// <summary>The backbone that it fits.</summary>
     public Backbone Backbone { get; }
@@ -88,6 +88,35 @@ public class PeftAdaptation : IDisposable
     /// </summary>
     public virtual void Filled()
     {
+    }
+
+    /// <summary>Number of training batches that <see cref="Calibrate"/> wants to see before training begins; 0 where it needs none, or has seen them.</summary>
+    public virtual int CalibrationBatches => 0;
+
+    /// <summary>
+    /// Called once by the trainer, before the optimizer is made, where <see cref="CalibrationBatches"/> is not 0: makes the
+    /// start from data. Parameters may change their shapes, patches may go.
+    /// </summary>
+    /// <param name="calibration">The batches, through the model.</param>
+    public virtual void Calibrate(Calibration calibration)
+    {
+    }
+
+    /// <summary>True where files of exchange lack a part of the start, so that the folder of the untrained adapter is needed beside the trained one.</summary>
+    public virtual bool NeedsInitial => false;
+
+    /// <summary>Takes patch and parameters of a site away.</summary>
+    /// <param name="site">A site with a patch.</param>
+    /// <param name="parameters">Parameters of this site alone; they are disposed.</param>
+    protected void Detach(Site site, IEnumerable<NamedParameter> parameters)
+    {
+        _patches.Remove(site);
+        foreach (NamedParameter parameter in parameters)
+        {
+            _parameters.Remove(parameter);
+            _byName.Remove(parameter.Name);
+            parameter.Dispose();
+        }
     }
 
     /// <summary>Called when a model joins this adaptation with a head; may set rates and decay of the head's parameters.</summary>

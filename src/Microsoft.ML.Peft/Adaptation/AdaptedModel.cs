@@ -11,7 +11,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public sealed class AdaptedModel : IDisposable
 {
-    private readonly PatchTable _table;
+    private PatchTable _table;
     private readonly bool _ownsBackbone;
 
     /// <summary>Joins the three.</summary>
@@ -43,6 +43,16 @@ public sealed class AdaptedModel : IDisposable
 
     /// <summary>All parameters and buffers of adaptation and head, in a stable order.</summary>
     public IReadOnlyList<NamedParameter> Parameters => [.. Adaptation?.Parameters ?? [], .. Head.Parameters];
+
+    /// <summary>Lets the adaptation make its start from data; does nothing where it needs none, or has it.</summary>
+    /// <param name="calibration">Batches of the data, through this model.</param>
+    public void Calibrate(Calibration calibration)
+    {
+        if (Adaptation is null || Adaptation.CalibrationBatches == 0) return;
+        Adaptation.Calibrate(calibration);
+        _table = Adaptation.Table();
+        Adaptation.Attached(Head);
+    }
 
     /// <summary>Scores of a batch, by the head.</summary>
     /// <param name="batch">Tokens.</param>

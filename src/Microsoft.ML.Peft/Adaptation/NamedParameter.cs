@@ -54,6 +54,9 @@ public sealed class NamedParameter : IDisposable
     /// <summary>True where the tensor is saved with the adaptation.</summary>
     public bool Saved { get; init; } = true;
 
+    /// <summary>For a buffer that keeps a start: the name of the parameter whose first value it holds; else null.</summary>
+    public string? InitialOf { get; init; }
+
     /// <summary>True for a buffer that training writes though no gradient does: a direction or a mean of what it saw.</summary>
     public bool Learned { get; init; }
 

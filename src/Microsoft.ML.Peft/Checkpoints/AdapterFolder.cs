@@ -16,6 +16,12 @@ public sealed record AdapterLoadOptions
     /// </summary>
     public bool Strict { get; init; } = true;
 
+    /// <summary>
+    /// The folder of the adapter as it was before training, for an adapter that began with a part of the base weights (PiSSA,
+    /// OLoRA, LoRA-GA, CorDA): that part is then taken from there. Needed where it was made from data. Null for none.
+    /// </summary>
+    public string? Initial { get; init; }
+
     /// <summary>True to let tensors of another shape keep their fresh value, with a warning.</summary>
     public bool IgnoreMismatchedShapes { get; init; }
 }
@@ -155,6 +161,7 @@ public sealed partial class AdapterFolder : IDisposable
         {
             NoteUnknownFields(backbone);
             Fill(adaptation, backbone, head, options ?? new AdapterLoadOptions());
+            FillInitial(adaptation, backbone, options?.Initial);
             adaptation.Filled();
             return adaptation;
         }
@@ -162,6 +169,30 @@ public sealed partial class AdapterFolder : IDisposable
         {
             adaptation.Dispose();
             throw;
+        }
+    }
+
+    // What an adapter began with, where that was a part of the base weights.
+    private void FillInitial(PeftAdaptation adaptation, Backbone backbone, string? folder)
+    {
+        if (folder is null)
+        {
+            if (adaptation.NeedsInitial)
+                throw new CheckpointFormatException(
+                    $"{Description}: this adapter began with a part of the base weights that was made from data, so it belongs to a changed base model. Name the folder of "
+                    + "the untrained adapter (AdapterLoadOptions.Initial), or convert it to plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion).");
+            return;
+        }
+        using SafetensorsFile file = SafetensorsFile.Open(new FolderFileSet(folder), WeightsFile);
+        var keys = new AdapterKeys(file.Names, backbone);
+        foreach (NamedParameter start in adaptation.Parameters.Where(p => p.InitialOf is not null))
+        {
+            string key = file.Names.FirstOrDefault(name => keys.Canonical(name, known => known == start.InitialOf) == start.InitialOf)
+                ?? throw new CheckpointFormatException($"{folder}/{WeightsFile}: the tensor of {start.InitialOf} is missing; this is not the folder of the untrained adapter.");
+            using TorchSharp.torch.Tensor value = AdapterTensors.Read(file, key);
+            if (!value.shape.AsSpan().SequenceEqual(start.Value.shape))
+                throw new CheckpointFormatException($"{folder}/{WeightsFile}: {NearNames.Quote(key)}: found [{string.Join(", ", value.shape)}], expected [{string.Join(", ", start.Value.shape)}].");
+            start.Load(value);
         }
     }
 

@@ -62,7 +62,9 @@ public sealed class Trainer
         _options.CheckMetric(objective);
         Check(model, train, objective, "training");
         if (validation is not null) Check(model, validation, objective, "validation");
-        using var run = new TrainingRun(model, PlanBatches(train, _options), validation, objective, _options)
+        BatchPlan plan = PlanBatches(train, _options);
+        if (model.Adaptation?.CalibrationBatches is > 0 and var most) model.Calibrate(new TrainingCalibration(model, plan, most, objective, _options));
+        using var run = new TrainingRun(model, plan, validation, objective, _options)
         {
             BeforeStep = BeforeStep,
             AfterStep = AfterStep,

@@ -142,8 +142,6 @@ public class LoraTests
     [TestMethod]
     [DataRow("target_parameters", "[\"x\"]")]
     [DataRow("layer_replication", "[[0, 1]]")]
-    [DataRow("alora_invocation_tokens", "[1, 2]")]
-    [DataRow("use_qalora", "true")]
     [DataRow("init_lora_weights", "\"loftq\"")]
     [DataRow("init_lora_weights", "\"best\"")]
     [DataRow("bias", "\"some\"")]

@@ -34,8 +34,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             Fresh(tiny, head, method, file, batch);
         }
 
-        using PeftAdaptation adaptation = file.Attach(tiny.Backbone, head);
-        GiveRandomStart(adaptation, file);
+        using PeftAdaptation adaptation = file.Attach(tiny.Backbone, head, Reading(file));
         using PeftAdaptation? whole = Whole(method, tiny, head, file);
         PeftAdaptation trained = whole ?? adaptation;
         CompareTrainable(trained, head, tiny.Backbone);
@@ -162,7 +161,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         if (value.numel() < 16) return;                                          // the spread of a few numbers says nothing
         double spread = value.std().item<float>(), expected = (double)stats["std"]!;
         // Values that are computed from the base are the same up to signs; the spread of n random ones is known to about 1/√(2n).
-        if (file.Config["init_lora_weights"] is JsonValue init && init.TryGetValue(out string? data) && data == "eva") return;   // made of data
+        if (file.Config["init_lora_weights"] is JsonValue init && init.TryGetValue(out string? data) && data is "eva" or "lora_ga" or "corda") return;   // made of data
         bool random = key.Contains("lora_A", StringComparison.Ordinal) || key.Contains("embedding", StringComparison.Ordinal) || file.Method is not LoraOptions { Init: "pissa" or "olora" };
         // Values that follow from fewer random numbers than they are (a projected weight) vary more: as much as over seeds.
         double[] logs = [.. others.Select(o => Math.Log(o.Value.detach().std().item<float>()))];
@@ -170,13 +169,16 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
         deviations.Add("spread of the start", $"{fixture.Name} {key}", Math.Abs(Math.Log(spread / expected)), (random ? 4 / Math.Sqrt(value.numel()) : 0.05) + 4 * varies);
     }
 
-    // A start by random numbers cannot be repeated: its factors are taken from the case.
-    private void GiveRandomStart(PeftAdaptation adaptation, AdapterFolder file)
+    // A start by random numbers or by data cannot be repeated: the untrained adapter is written from the case.
+    private AdapterLoadOptions Reading(AdapterFolder file)
     {
-        if (file.Method is not LoraOptions { Init: var init } || !init.StartsWith("pissa_niter_", StringComparison.Ordinal)) return;
-        foreach ((string key, Tensor value) in fixture.Under("init/base_model.model."))
-            if (key.Contains(".lora_", StringComparison.Ordinal))
-                adaptation.Find(key.Replace("lora_A.weight", "lora_A0").Replace("lora_B.weight", "lora_B0"))!.Load(value);
+        if (file.Method is not LoraOptions lora || !(lora.Init.StartsWith("pissa_niter_", StringComparison.Ordinal) || lora.DataStart is { ChangesBase: true }))
+            return new AdapterLoadOptions();
+        string folder = HfBases.Temporary();
+        var writer = new SafetensorsWriter();
+        foreach ((string key, Tensor value) in fixture.Under("init/")) AdapterTensors.Add(writer, key, value);
+        writer.Save(Path.Combine(folder, AdapterFolder.WeightsFile));
+        return new AdapterLoadOptions { Initial = folder };
     }
 
     // Rows of clusters that the file does not hold and the case records, by module and number.
@@ -233,7 +235,7 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             .SequenceEqual(File.ReadAllBytes(fixture.PathOf("adapter", "adapter_model.safetensors"))))
             deviations.Fail($"{fixture.Name}: saved adapter_model.safetensors differs from the loaded one");
         GiveRows(again);
-        using PeftAdaptation reloaded = again.Attach(adaptation.Backbone, withHead ? head : null);
+        using PeftAdaptation reloaded = again.Attach(adaptation.Backbone, withHead ? head : null, Reading(file));
         AdapterFolder.Save(twice, reloaded, withHead ? head : null, new AdapterSaveOptions { KeepInitialisation = true, LoadedFrom = again.Config });
         foreach (string name in (string[])["adapter_config.json", "adapter_model.safetensors"])
             if (!File.ReadAllBytes(Path.Combine(once, name)).AsSpan().SequenceEqual(File.ReadAllBytes(Path.Combine(twice, name))))

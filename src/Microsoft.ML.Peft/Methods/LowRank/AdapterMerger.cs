@@ -68,7 +68,7 @@ internal sealed class AdapterMerger(LoraAdaptation[] adapters, double[] weights,
     {
         LoraOptions[] given = [.. adapters.Select(a => (LoraOptions)a.Method)];
         LoraOptions plain = given[0].Copy();
-        (plain.Rank, plain.Alpha, plain.Init, plain.RankPattern, plain.AlphaPattern) = (rank, rank, "default", [], []);
+        (plain.Rank, plain.Alpha, plain.Init, plain.DataStart, plain.RankPattern, plain.AlphaPattern) = (rank, rank, "default", null, [], []);
         plain.ModulesToSave = given.FirstOrDefault(g => g.ModulesToSave.Length > 0)?.ModulesToSave ?? [];
         if (options.PlainScale) plain.UseRsLora = false;
         if (given.All(g => g.TargetPattern is not null)) plain.TargetPattern = string.Join('|', given.Select(g => g.TargetPattern).Distinct().Select(p => $"({p})"));

@@ -88,6 +88,15 @@ public sealed partial class LoraOptions : TargetedMethod
     public LoraVariant? Variant { get; set; }
 
     /// <summary>
+    /// A start that is made from the first training batches: <see cref="EvaStart"/>, <see cref="LoraGaStart"/>,
+    /// <see cref="CordaStart"/>; null for <see cref="Init"/>'s.
+    /// </summary>
+    public LoraStart? DataStart { get; set; }
+
+    /// <summary>Riemannian preconditioning (Zhang and Pilanci 2024, arXiv 2402.02347): the damping λ; gradients become <c>(BᵀB + λI)⁻¹ g_A</c> and <c>g_B (A Aᵀ + λI)⁻¹</c>. Null for none.</summary>
+    public double? RiemannianDamping { get; set; }
+
+    /// <summary>
     /// Tokens whose rows of an embedding table are trained beside the update: end of the table's name to token ids. An empty
     /// name stands for the table of words. Where the output layer shares the table, it shares the rows.
     /// </summary>

@@ -17,7 +17,7 @@ internal sealed class LoraFactors
     /// <summary><c>[out, rank]</c>; at a table <c>[width, rank]</c>.</summary>
     public required NamedParameter B { get; init; }
 
-    public required double Scale { get; init; }
+    public required double Scale { get; set; }
 
     public required double Dropout { get; init; }
 
@@ -122,6 +122,25 @@ internal sealed class LoraAdaptation : PeftAdaptation
         foreach (NamedParameter parameter in head.Parameters) SetRate(parameter);
     }
 
+    public override int CalibrationBatches => Options.DataStart is { Made: false } start ? start.MostBatches : 0;
+
+    public override bool NeedsInitial => Options.DataStart is { ChangesBase: true, Made: true };
+
+    public override void Calibrate(Calibration calibration)
+    {
+        LoraOptions made = Options.Copy();
+        Options.DataStart!.Make(this, made, calibration);
+        Method = made;
+        SetRates();
+    }
+
+    /// <summary>Takes a site out that got no rank.</summary>
+    public void Remove(LoraFactors factors)
+    {
+        _factors.Remove(factors);
+        Detach(factors.Site, ((NamedParameter?[])[factors.A, factors.B, factors.BiasB, factors.Bias, factors.Magnitude]).OfType<NamedParameter>());
+    }
+
     public override void BeforePass(Pass pass, TokenBatch batch) => Options.Variant?.BeforePass(pass, batch);
 
     public override Tensor? ExtraLoss(Pass pass) => Options.Variant?.ExtraLoss(this, pass);
@@ -136,6 +155,7 @@ internal sealed class LoraAdaptation : PeftAdaptation
 
     public override void BeforeStep(long step)
     {
+        if (Options.RiemannianDamping is { } damping) Precondition(damping);
         if (Options.LoraFa != LoraFaMode.Project) return;
         using var scope = NewDisposeScope();
         using var off = no_grad();
@@ -145,6 +165,21 @@ internal sealed class LoraAdaptation : PeftAdaptation
             Tensor a = factors.Term.A;
             Tensor gram = a.matmul(a.t()) + eye(a.shape[0], dtype: a.dtype, device: a.device) * 1e-8;
             gradient.copy_((gradient.flatten(1).matmul(linalg.pinv(gram)) * (1 / (factors.Scale * factors.Scale))).view(gradient.shape));
+        }
+    }
+
+    private void Precondition(double damping)
+    {
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        foreach (LoraFactors factors in _factors)
+        {
+            if (factors.A.Value.grad is not { } gradientA || factors.B.Value.grad is not { } gradientB) continue;
+            (Tensor a, Tensor b) = (factors.Term.A, factors.Term.B);
+            Tensor ridge = eye(a.shape[0], dtype: a.dtype, device: a.device) * damping;
+            if (b.shape[1] != a.shape[0] || gradientB.numel() != b.numel()) continue;           // grouped: no product of the two
+            gradientA.copy_(linalg.solve(b.t().matmul(b) + ridge, gradientA.flatten(1)).view(gradientA.shape));
+            gradientB.copy_(linalg.solve(a.matmul(a.t()) + ridge, gradientB.flatten(1).t()).t().reshape(gradientB.shape));
         }
     }
 }

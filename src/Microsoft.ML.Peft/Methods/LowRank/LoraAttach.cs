@@ -108,8 +108,8 @@ public sealed partial class LoraOptions
         }
 
         NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
-        NamedParameter AddStart(string name, Tensor value) =>
-            adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false });
+        NamedParameter AddStart(string name, string of, Tensor value) =>
+            adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false, InitialOf = of });
         var factors = new LoraFactors
         {
             Site = site,
@@ -119,8 +119,9 @@ public sealed partial class LoraOptions
             Dropout = Dropout,
             BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,
             Start = init.ChangesBase && !table
-                ? (AddStart($"{path}.lora_A0", a), AddStart($"{path}.lora_B0", b))
-                : null,
+                ? (AddStart($"{path}.lora_A0", nameA, a), AddStart($"{path}.lora_B0", nameB, b))
+                : DataStart is { ChangesBase: true } && site is Projection
+                    ? (AddStart($"{path}.lora_A0", nameA, zeros_like(a)), AddStart($"{path}.lora_B0", nameB, zeros_like(b))) : null,
             Bias = BiasMode != BiasMode.None && site.Bias is not null ? TrainedCopies.Bias(adaptation, site, "base_layer.") : null,
         };
         Variant?.Add(adaptation, factors, path, seed);

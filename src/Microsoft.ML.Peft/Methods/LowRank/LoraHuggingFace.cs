@@ -31,6 +31,7 @@ public sealed partial class LoraOptions
                     $"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it changes what LoRA computes and is not supported. Supported is null.", field);
         ReadTargets(config);
         Variant = LoraVariant.Read(config);
+        DataStart = LoraStart.Read(config);
         TrainableTokens = ReadTokens(config["trainable_token_indices"]);
         Rank = AdapterConfig.Get(config, "r", 8);
         Alpha = AdapterConfig.Get(config, "lora_alpha", 8.0);
@@ -60,9 +61,10 @@ public sealed partial class LoraOptions
             case JsonValue text when text.TryGetValue(out string? name):
                 // EVA's start leaves the base as it is: once trained it is a plain LoRA.
                 if (name is "eva") return "default";
-                if (name is "corda" or "lora_ga" or "loftq")
+                if (name is "corda" or "lora_ga") return "default";                      // see DataStart
+                if (name is "loftq")
                     throw new ArgumentException(
-                        $"adapter_config.json: the field 'init_lora_weights' is '{name}': such an adapter belongs to a changed base model. "
+                        "adapter_config.json: the field 'init_lora_weights' is 'loftq': such an adapter belongs to a quantised base model. "
                         + "Convert it to plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion).", "init_lora_weights");
                 if (LoraInit.IsKnown(name)) return name;
                 break;
@@ -95,6 +97,7 @@ public sealed partial class LoraOptions
         config["use_qalora"] = false;
         config["trainable_token_indices"] = WriteTokens();
         Variant?.Write(config);
+        DataStart?.Write(config);
     }
 
     // Files sort their keys, and the first match wins: where sorting would change the winner, every site gets a key of its own.
@@ -124,6 +127,7 @@ public sealed partial class LoraOptions
         plain.Rank = 2 * Rank;
         plain.Alpha = growth * Alpha;
         plain.Init = "default";
+        plain.DataStart = null;
         plain.RankPattern = new(RankPattern.Select(p => KeyValuePair.Create(p.Key, 2 * p.Value)));
         plain.AlphaPattern = new(AlphaPattern.Select(p => KeyValuePair.Create(p.Key, growth * p.Value)));
         // Tables have no start to subtract: theirs is filled up with zeros by the doubled rank.

@@ -105,6 +105,17 @@ public sealed partial class LoraOptions
         foreach ((string name, int[] ids) in TrainableTokens)
             if (ids.Length == 0 || ids.Any(id => id < 0) || ids.Distinct().Count() < ids.Length)
                 throw Invalid($"{nameof(TrainableTokens)}['{name}']", $"[{string.Join(", ", ids)}]", "a list of different token ids, 0 or more");
+        if (RiemannianDamping is { } damping && (!(damping > 0) || !double.IsFinite(damping))) throw Invalid(nameof(RiemannianDamping), damping, "null, or a finite number above 0");
+        if (RiemannianDamping is not null && LoraFa != LoraFaMode.Off) throw Invalid(nameof(RiemannianDamping), RiemannianDamping, $"null with LoraFa = {LoraFa}");
+        if (DataStart is not null)
+        {
+            DataStart.Validate((option, value, allowed) => Invalid($"{nameof(DataStart)}.{option}", value, allowed));
+            string start = DataStart.GetType().Name;
+            if (Init != "default") throw Invalid(nameof(Init), Init, $"default with DataStart = {start}");
+            if (Variant is not null) throw Invalid(nameof(Variant), Variant.GetType().Name, $"null with DataStart = {start}");
+            if (LoraBias) throw Invalid(nameof(LoraBias), LoraBias, $"false with DataStart = {start}");
+            if (UseDora && DataStart.ChangesBase) throw Invalid(nameof(UseDora), UseDora, $"false with DataStart = {start}");
+        }
         if (Variant is null) return;
         Variant.Validate((option, value, allowed) => Invalid($"{nameof(Variant)}.{option}", value, allowed));
         string name0 = Variant.GetType().Name;
