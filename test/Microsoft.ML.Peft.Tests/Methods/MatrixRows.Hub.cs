@@ -36,6 +36,9 @@ internal static partial class MatrixRows
         ["union"] = () => new UnionOptions { Methods = [new HubLoraOptions { Rank = 2, Gate = true }, new PfeifferOptions { ReductionFactor = 4 }, new LoReftOptions { SuffixPositions = 1 }] },
         ["mam"] = () => new MamOptions { Methods = [PrefixTuningOptions.ForAdapterHub(3, 10), new ParallelAdapterOptions { ReductionFactor = 4 }] },
         ["unipelt"] = () => new UniPeltOptions(),
+        ["lst"] = () => new LadderSideOptions { Reduction = 4 },
+        ["lst random"] = () => new LadderSideOptions { Reduction = 2, Layers = [1], Init = "random", GateTemperature = 1 },
+        ["vqt"] = () => new VisualQueryOptions { Tokens = 2 },
         ["union of mergeable"] = () => new UnionOptions { Methods = [new LoraOptions { Rank = 2 }, new BitFitOptions { Groups = ["intermediate"] }] },
     };
 }

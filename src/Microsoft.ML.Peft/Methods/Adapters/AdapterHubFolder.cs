@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// the method and <c>adapter.safetensors</c>; with a head of that package also <c>head_config.json</c> and
 /// <c>model_head.safetensors</c>.
 /// </summary>
-public static class AdapterHubFolder
+public static partial class AdapterHubFolder
 {
     /// <summary>Name of the file of tensors.</summary>
     public const string WeightsFile = "adapter.safetensors";
