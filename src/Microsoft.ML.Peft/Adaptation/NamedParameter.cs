@@ -93,6 +93,12 @@ public sealed class NamedParameter : IDisposable
         Value.copy_(source);
     }
 
+    /// <summary>How often the optimizer was told to forget what it knows of this parameter.</summary>
+    internal int Restarts { get; private set; }
+
+    /// <summary>Lets the optimizer forget its moments and its count of steps for this parameter: a new phase of training begins.</summary>
+    public void RestartState() => Restarts++;
+
     /// <summary>Stops or resumes training this tensor.</summary>
     /// <param name="trainable">True to train.</param>
     public void SetTrainable(bool trainable)

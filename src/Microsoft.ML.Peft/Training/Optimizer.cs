@@ -17,6 +17,7 @@ public abstract class Optimizer : IDisposable
     private FlatParameters _flat;
     private Tensor[] _state;
     private long[] _steps;
+    private readonly Dictionary<NamedParameter, int> _restarts = [];
 
     /// <summary>Takes hold of the parameters.</summary>
     /// <param name="parameters">All parameters; those that are not trainable now are taken up by <see cref="Refresh"/> later.</param>
@@ -126,7 +127,8 @@ public abstract class Optimizer : IDisposable
     /// <returns>True where something had changed.</returns>
     public bool Refresh(IReadOnlyList<NamedParameter> parameters)
     {
-        if (_flat.Fits(parameters)) return false;
+        bool restarted = Forget();
+        if (_flat.Fits(parameters)) return restarted;
         using var off = no_grad();
         using var scope = NewDisposeScope();
         for (int i = 0; i < _flat.Segments.Count; i++) _parked[_flat.Segments[i].Parameter] = Keep(i);
@@ -139,6 +141,24 @@ public abstract class Optimizer : IDisposable
         for (int i = 0; i < _flat.Segments.Count; i++)
             if (_parked.Remove(_flat.Segments[i].Parameter, out Kept? kept)) Restore(i, kept);
         return true;
+    }
+
+    // Parameters that begin anew lose their moments and their count.
+    private bool Forget()
+    {
+        bool any = false;
+        for (int i = 0; i < _flat.Segments.Count; i++)
+        {
+            FlatParameters.Segment segment = _flat.Segments[i];
+            if (segment.Parameter.Restarts == _restarts.GetValueOrDefault(segment.Parameter)) continue;
+            _restarts[segment.Parameter] = segment.Parameter.Restarts;
+            using var off = no_grad();
+            using var scope = NewDisposeScope();
+            foreach (Tensor state in _state) state.narrow(0, segment.Offset, segment.Length).fill_(0);
+            _steps[i] = 0;
+            any = true;
+        }
+        return any;
     }
 
     private Kept Keep(int i)

@@ -56,14 +56,17 @@ public class FormulaFixtureTests
 
     private static BackboneOutput Run(Fixture fixture, Backbone backbone, Pass pass, string ids = "input_ids") => backbone.Forward(
         fixture.Has("pixel_values") ? TokenBatch.OfImages(fixture["pixel_values"])
-            : new TokenBatch(fixture[ids], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null), pass);
+            : new TokenBatch(fixture[ids], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null)
+            {
+                DecoderIds = fixture.Has("decoder_input_ids") ? fixture["decoder_input_ids"] : null,
+            }, pass);
 
     private static Tensor Loss(Fixture fixture, Backbone backbone, PeftAdaptation worn)
     {
         var pass = new Pass(worn.Table());
         BackboneOutput output = Run(fixture, backbone, pass);
         Tensor loss;
-        if (fixture.Text("loss_text")!.StartsWith("mse", StringComparison.Ordinal))
+        if ((fixture.Text("loss_text") ?? (string)fixture.Json["train"]!["loss"]!).StartsWith("mse", StringComparison.Ordinal))
         {
             Tensor mask = fixture["loss_mask"].to_type(ScalarType.Float32).unsqueeze(-1);
             loss = (mask * (output.Last - fixture["target"]).square()).sum() / (mask.sum() * output.Last.shape[^1]);
@@ -207,5 +210,33 @@ public class FormulaFixtureTests
         using (no_grad())
             foreach (NamedParameter parameter in worn.Parameters) parameter.Value.fill_(0);
         _deviations.Add("loss without offsets", fixture.Name, Math.Abs(nn.functional.softplus(Margin() * -beta).mean().item<float>() - Math.Log(2)), 1e-6);
+    });
+
+    [TestMethod]
+    public void ScalesEqualAdapterHub() => Each(f => f.Json["config"] is JsonObject config && Ia3AdapterHub.Describes(config) && f.Has("on.last_hidden_state"), (fixture, backbone) =>
+    {
+        double tolerance = (double)fixture.Json["tolerance"]!;
+        string folder = fixture.PathOf("adapter");
+        using PeftAdaptation worn = Ia3AdapterHub.Attach(folder, backbone);
+        Assert.AreEqual((long)fixture.Json["trainable"]!["count"]!, worn.TrainableCount, fixture.Name);
+        _deviations.Add("output", fixture.Name, Run(fixture, backbone, worn).Last, fixture["on.last_hidden_state"], tolerance);
+        using (PeftAdaptation fresh = worn.Method.Attach(backbone, 3))
+            _deviations.Add("fresh", fixture.Name, Run(fixture, backbone, fresh).Last, fixture["base.last_hidden_state"], tolerance);
+        // The package forgets the bias in merging; what is right is what the adapter gives unmerged.
+        using (Backbone folded = Merging.Merge(worn)) _deviations.Add("merged output", fixture.Name, Run(fixture, folded, (PeftAdaptation?)null).Last, fixture["on.last_hidden_state"], tolerance);
+
+        var root = JsonNode.Parse(File.ReadAllText(Path.Combine(folder, "adapter_config.json")))!.AsObject();
+        using SafetensorsFile theirs = SafetensorsFile.Open(Path.Combine(folder, AdapterHubFolder.WeightsFile));
+        string saved = HfBases.Temporary(), key = theirs.Names[0], name = (string)root["name"]!;
+        string prefix = new[] { "", "bert.", "transformer.", "roberta.", "vit.", "model." }.First(p => key.StartsWith(p, StringComparison.Ordinal) && backbone.FindSite(key[p.Length..key.IndexOf(".loras.", StringComparison.Ordinal)]) is { } site && p + site.Name == key[..key.IndexOf(".loras.", StringComparison.Ordinal)]);
+        Ia3AdapterHub.Save(saved, worn, name, root, prefix);
+        Assert.AreEqual(File.ReadAllText(Path.Combine(folder, "adapter_config.json")).TrimEnd(), File.ReadAllText(Path.Combine(saved, "adapter_config.json")).TrimEnd(), fixture.Name);
+        using SafetensorsFile ours = SafetensorsFile.Open(Path.Combine(saved, AdapterHubFolder.WeightsFile));
+        CollectionAssert.AreEqual(theirs.Names.ToArray(), ours.Names.ToArray(), fixture.Name);
+        Assert.IsTrue(theirs.Names.All(n => theirs.Bytes(n).SequenceEqual(ours.Bytes(n))), fixture.Name);
+
+        foreach (NamedParameter parameter in worn.Parameters) parameter.Decay = true;            // that recipe decays everything
+        NamedParameter? Find(string of) => worn.Parameters.FirstOrDefault(p => of.EndsWith(p.Name[(backbone.Prefix.Length == 0 ? 0 : backbone.Prefix.Length + 1)..^".ia3_l".Length] + $".loras.{name}.lora_B", StringComparison.Ordinal));
+        Train(fixture, worn, () => Loss(fixture, backbone, worn), of => Find(of)?.Value.grad, of => Find(of)?.Value);
     });
 }

@@ -27,6 +27,8 @@ internal static partial class MatrixRows
         ["supertuning"] = () => new SuperTuningOptions { Sparsity = 0.8 },
         ["mask-tuning"] = () => new MaskTuningOptions(),
         ["mask-tuning everywhere"] = () => new MaskTuningOptions { Part = MaskedPart.All, Penalty = 0 },
+        ["lt-sft"] = () => new LotteryTicketOptions { Count = 500, FirstSteps = 2 },
+        ["lt-sft without tables"] = () => new LotteryTicketOptions { Count = 300, FirstSteps = 100, Penalty = 0.1, TrainEmbeddings = false },
         ["sft"] = () => new SftOptions { Density = 0.05, SelectionEvery = 4, AccumulationSteps = 1, TotalSteps = 40 },
         ["sft by accumulators"] = () => new SftOptions { Budget = 700, SelectionEvery = 5, AccumulationSteps = 2, Growth = SftGrowth.Accumulators, Policy = SftPolicy.Cosine, Targets = ["all-linear"], ExcludeTargets = ["pooler.dense"] },
         ["lofit select"] = () => new LofitOptions(),
@@ -37,6 +39,11 @@ internal static partial class MatrixRows
 
     private static readonly Dictionary<string, Func<PeftMethod>> _scale = new()
     {
+        ["partial last layer"] = () => new PartialTuningOptions(),
+        ["partial parts"] = () => new PartialTuningOptions { LastLayers = 0, Norms = NormPart.Scales, Biases = true, Embeddings = true, Pooler = true },
+        ["hft"] = () => new HalfTuningOptions(),
+        ["hft layers"] = () => new HalfTuningOptions { Granularity = HalfOf.Layer, TrainEmbeddings = false, Round = 3 },
+        ["hft model"] = () => new HalfTuningOptions { Granularity = HalfOf.Model, Ratio = 0.3 },
         ["ia3"] = () => new Ia3Options(),
         ["ia3 at inputs by name"] = () => new Ia3Options { Targets = ["value", "output.dense"], FeedForwardTargets = ["output.dense"], ExcludeTargets = ["layer.0.output.dense"] },
         ["ia3 pattern"] = () => new Ia3Options { Targets = ["all-linear"], FeedForwardPattern = @".*(query|intermediate\.dense)", InitWeights = false },
