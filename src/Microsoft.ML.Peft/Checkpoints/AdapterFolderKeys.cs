@@ -61,6 +61,6 @@ internal sealed class AdapterKeys
     {
         string checkpoint = ModuleNames.ToCheckpoint(_backbone.Config.ModelType, name);
         string first = checkpoint.IndexOf('.') is var dot and >= 0 ? checkpoint[..(dot + 1)] : checkpoint;
-        return _backbone.Sites.Any(s => s.Name.StartsWith(first, StringComparison.Ordinal));
+        return _backbone.Sites.Any(s => s.Name.StartsWith(first, StringComparison.Ordinal) || s.Name + "." == first);
     }
 }

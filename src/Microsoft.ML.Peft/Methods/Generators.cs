@@ -59,6 +59,25 @@ internal sealed class TorchGenerator
         return order;
     }
 
+    /// <summary>The beginning of what <c>torch.randperm</c> gives, without the rest.</summary>
+    /// <param name="size">Number of places to choose from.</param>
+    /// <param name="count">How many are chosen, at most <paramref name="size"/>.</param>
+    /// <exception cref="ArgumentException">There are so many places that PyTorch draws in another way.</exception>
+    public long[] First(long size, long count)
+    {
+        if (size >= uint.MaxValue / 20) throw new ArgumentException($"A weight of {size} numbers is too large for random positions; at most {(uint.MaxValue / 20) - 1} are allowed.");
+        var moved = new Dictionary<long, long>();
+        var chosen = new long[count];
+        for (long i = 0; i < count; i++)
+        {
+            // The last place has nothing to swap with, and draws no number.
+            long other = i < size - 1 ? i + (Next() % (size - i)) : i;
+            chosen[i] = moved.GetValueOrDefault(other, other);
+            moved[other] = moved.GetValueOrDefault(i, i);
+        }
+        return chosen;
+    }
+
     /// <summary>Numbers of [0, 1), as <c>torch.rand</c>.</summary>
     public float[] Rand(long count) => Fill(count, NextSingle);
 

@@ -58,7 +58,7 @@ public class SpectralTests
             foreach ((string path, Tensor expected) in fixture.Under("indices/"))
             {
                 Tensor weight = ((WeightSite)tiny.Backbone.FindSite(path)!).Weight;
-                long[] at = TorchPositions.First((long)config["random_loc_seed"]!, weight.numel(), expected.shape[1]);
+                long[] at = new TorchGenerator((long)config["random_loc_seed"]!).First(weight.numel(), expected.shape[1]);
                 int[] found = [.. at.Select(i => (int)(i / weight.shape[1])), .. at.Select(i => (int)(i % weight.shape[1]))];
                 CollectionAssert.AreEqual(expected.reshape(-1).data<int>().ToArray(), found, $"{fixture.Name} {path}");
                 positions++;
@@ -78,10 +78,10 @@ public class SpectralTests
     [TestMethod]
     public void PositionsAreAPermutation()
     {
-        CollectionAssert.AreEqual(Enumerable.Range(0, 50).Select(i => (long)i).ToArray(), TorchPositions.First(3, 50, 50).Order().ToArray());
-        CollectionAssert.AreNotEqual(TorchPositions.First(3, 50, 50), TorchPositions.First(4, 50, 50));
-        CollectionAssert.AreEqual(TorchPositions.First(3, 50, 50)[..7], TorchPositions.First(3, 50, 7));
-        StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => TorchPositions.First(1, 1L << 40, 1)).Message, "too large");
+        CollectionAssert.AreEqual(Enumerable.Range(0, 50).Select(i => (long)i).ToArray(), new TorchGenerator(3).First(50, 50).Order().ToArray());
+        CollectionAssert.AreNotEqual(new TorchGenerator(3).First(50, 50), new TorchGenerator(4).First(50, 50));
+        CollectionAssert.AreEqual(new TorchGenerator(3).First(50, 50)[..7], new TorchGenerator(3).First(50, 7));
+        StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => new TorchGenerator(1).First(1L << 40, 1)).Message, "too large");
     }
 
     [TestMethod]

@@ -135,7 +135,7 @@ public sealed class SftOptions : TargetedMethod
             foreach ((Projection site, long count) in Shares(backbone))
             {
                 string path = backbone.PathOf(site);
-                long[] at = TorchPositions.First(unchecked((long)Pass.Mix(Pass.Mix((ulong)seed) ^ (ulong)site.Index)), site.Weight.numel(), count);
+                long[] at = new TorchGenerator(unchecked((long)Pass.Mix(Pass.Mix((ulong)seed) ^ (ulong)site.Index))).First(site.Weight.numel(), count);
                 Array.Sort(at);
                 adaptation.AddSite(site, path, tensor(at));
             }

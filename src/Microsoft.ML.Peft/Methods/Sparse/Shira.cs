@@ -70,7 +70,7 @@ public sealed class ShiraOptions : SiteMethod
         long count = CountSite(site, path), columns = Narrow(site);
         string name = $"{path}.shira_weight";
         NamedParameter values = Add(adaptation, name, InitWeights ? zeros(count) : new Draws(seed, name).Normal(1, count));
-        long[] at = TorchPositions.First(PositionSeed ?? unchecked((long)Pass.Mix((ulong)seed)), site.Weight.numel(), count);
+        long[] at = new TorchGenerator(PositionSeed ?? unchecked((long)Pass.Mix((ulong)seed))).First(site.Weight.numel(), count);
         Array.Sort(at);
         int[] rowsThenColumns = [.. at.Select(i => (int)(i / columns)), .. at.Select(i => (int)(i % columns))];
         NamedParameter indices = Add(adaptation, $"{path}.shira_indices", tensor(rowsThenColumns, [2, count]), trainable: false);

@@ -63,7 +63,7 @@ public abstract class SpectralMethod : SiteMethod
     /// <summary>Positions of a site's coefficients in its weight, row by row, int64 <c>[n]</c> on the CPU.</summary>
     /// <param name="site">The site.</param>
     /// <param name="path">Its full module path.</param>
-    protected long[] Positions(WeightSite site, string path) => TorchPositions.First(PositionSeed, site.Weight.numel(), CountSite(site, path));
+    protected long[] Positions(WeightSite site, string path) => new TorchGenerator(PositionSeed).First(site.Weight.numel(), CountSite(site, path));
 
     /// <summary>Owns what follows from the options and needs no place in a file.</summary>
     /// <param name="adaptation">Its owner.</param>
