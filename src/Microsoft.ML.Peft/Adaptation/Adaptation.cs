@@ -170,7 +170,7 @@ public class PeftAdaptation : IDisposable
     {
     }
 
-    /// <summary>Called after the optimizer step; may freeze, thaw, grow or shrink parameters.</summary>
+    /// <summary>Called after the optimizer step, with the gradients still there; may freeze, thaw, grow or shrink parameters.</summary>
     /// <param name="step">Number of the optimizer step, from 0.</param>
     public virtual void AfterStep(long step)
     {

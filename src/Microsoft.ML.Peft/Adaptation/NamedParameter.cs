@@ -63,6 +63,9 @@ public sealed class NamedParameter : IDisposable
     /// <summary>True where the tensor is part of exchanged adapter files; false for what their readers make again themselves.</summary>
     public bool Exchanged { get; init; } = true;
 
+    /// <summary>False for what only training needs: it is in the checkpoints of runs, not in model files.</summary>
+    public bool InModels { get; init; } = true;
+
     /// <summary>
     /// The whole key in exchanged files, where it is not <c>base_model.model.</c> and the name: <c>prompt_embeddings</c>,
     /// <c>base_model.vera_A</c>. Null for the usual. Parameters with the same key lie one after the other along its first axis.

@@ -14,7 +14,7 @@ internal static class ParameterFile
     {
         var writer = new SafetensorsWriter();
         foreach (NamedParameter parameter in parameters)
-            if (parameter.Saved) writer.Add(parameter.Name, parameter.Value);
+            if (parameter is { Saved: true, InModels: true }) writer.Add(parameter.Name, parameter.Value);
         writer.Save(stream);
     }
 
@@ -26,7 +26,7 @@ internal static class ParameterFile
         HashSet<string> left = [.. stored.Names];
         foreach (NamedParameter parameter in parameters)
         {
-            if (!parameter.Saved) continue;
+            if (parameter is not { Saved: true, InModels: true }) continue;
             if (!left.Remove(parameter.Name))
                 throw new CheckpointFormatException($"{stored.Description}: the parameter '{parameter.Name}' is missing.");
             parameter.Load(stored.Load(parameter.Name));

@@ -100,7 +100,8 @@ internal sealed class FlatParameters : IDisposable
     /// <summary>Takes all gradients away, so that the next backward pass starts anew.</summary>
     public void ClearGradients()
     {
-        foreach (Segment segment in _segments) segment.View.grad = null;
+        foreach (Segment segment in _segments)
+            if (!segment.View.IsInvalid) segment.View.grad = null;
     }
 
     private Tensor Zeros(long length)

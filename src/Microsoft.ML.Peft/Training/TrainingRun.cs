@@ -144,8 +144,8 @@ internal sealed class TrainingRun : IDisposable
         double factor = _options.MaxGradNorm > 0 ? GradientClip.Factor(seen[1], _options.MaxGradNorm) : 1;
         if (factor < 1) gradient.mul_(factor);
         _optimizer.Apply(gradient, _rate, schedule);
-        _optimizer.ClearGradients();
         _model.Adaptation?.AfterStep(_state.Step);
+        _optimizer.ClearGradients();
         _optimizer.Refresh(_model.Parameters);
         Record(step, seen, _rate * schedule);
         _state.TrainingSeconds += Stopwatch.GetElapsedTime(began).TotalSeconds;

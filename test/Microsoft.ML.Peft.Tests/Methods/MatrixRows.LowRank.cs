@@ -9,6 +9,9 @@ internal static partial class MatrixRows
 {
     private static readonly Dictionary<string, Func<PeftMethod>> _lowRank = new()
     {
+        ["adalora"] = () => new AdaLoraOptions { InitialRank = 4, TargetRank = 2, TotalSteps = 30, InitialSteps = 1, FinalSteps = 10 },
+        ["adalora with its final choice"] = () => new AdaLoraOptions { Targets = ["query", "dense"], InitialRank = 5, TargetRank = 2, TotalSteps = 3, InitialSteps = 0, FinalSteps = 1, Dropout = 0.1, OrthogonalityWeight = 0.1 },
+        ["adalora not exact"] = () => new AdaLoraOptions { InitialRank = 3, TargetRank = 3, TotalSteps = 40, StepsBetween = 5, InitWeights = false, Layers = [1] },
         ["loha"] = () => new LohaOptions { Rank = 4 },
         ["loha dropout and patterns"] = () => new LohaOptions { Targets = ["query", "dense"], Rank = 4, RankDropout = 0.1, ModuleDropout = 0.1, RankPattern = { ["query"] = 2 }, AlphaPattern = { [@"output\.dense"] = 3 } },
         ["loha uniform"] = () => new LohaOptions { Rank = 2, InitWeights = false },

@@ -291,7 +291,8 @@ internal sealed class SingleAdapterCase(Fixture fixture, Deviations deviations)
             if (step == 0 && (double?)fixture.Json["tolerance"]!["grad"] is { } gradTolerance) HfBases.CompareGradients(fixture, deviations, adaptation, tiny, gradTolerance);
             adaptation.BeforeStep(step);
             optimizer.Step(parameters);
-            adaptation.AfterStep(step);
+            // The plain trajectories of AdaLoRA were run without its allocator.
+            if (adaptation.Method is not AdaLoraOptions) adaptation.AfterStep(step);
             if (step == 0) HfBases.CompareValues(fixture, deviations, "after1/", adaptation, tiny, (double?)fixture.Json["tolerance"]!["after1"] ?? 1e-5);
         }
         optimizer.Dispose();
