@@ -46,6 +46,10 @@ public sealed class AdaptionPromptOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => Gate == AdaptionGate.Scalar ? "P d + 1 a layer" : "P d + heads a layer";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "prompts";
 
     /// <inheritdoc/>

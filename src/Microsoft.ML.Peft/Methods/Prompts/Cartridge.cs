@@ -28,6 +28,10 @@ public sealed class CartridgeOptions : PrefixMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "2 L (P − frozen) d";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "CARTRIDGE";
 
     /// <inheritdoc/>

@@ -53,6 +53,10 @@ public sealed class CptOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "P e";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "CPT";
 
     private int[] Types => TokenTypes.Length > 0 ? TokenTypes : [.. TokenIds.Select(_ => 2)];

@@ -39,6 +39,10 @@ public sealed class MultitaskPromptTuningOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "P e + tasks · r (P + e)";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "MULTITASK_PROMPT_TUNING";
 
     private protected override bool ReadsDecoderRows => true;

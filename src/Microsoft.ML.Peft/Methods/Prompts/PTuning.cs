@@ -46,6 +46,10 @@ public sealed class PTuningOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => Folded ? "P e" : Encoder == PromptEncoderKind.Mlp ? "P e + 2 h e + h² + 2 h + e" : "P e and the LSTM";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => 1e-3;
 
     /// <inheritdoc/>

@@ -54,6 +54,10 @@ public partial class PrefixTuningOptions : PrefixMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => Projects ? "P d + m d + m + 2 L d (m + 1)" : "2 L P d";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => Projects ? 1e-3 : 5e-3;
 
     /// <inheritdoc/>

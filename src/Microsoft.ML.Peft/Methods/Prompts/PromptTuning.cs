@@ -39,6 +39,10 @@ public sealed partial class PromptTuningOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "P e";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override double DefaultLearningRate => 2e-2;
 
     /// <inheritdoc/>

@@ -49,6 +49,10 @@ public sealed class ShadowOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "2 r d + 4 u d + 2 u + 2 d a layer, and a small network";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "side networks";
 
     /// <inheritdoc/>

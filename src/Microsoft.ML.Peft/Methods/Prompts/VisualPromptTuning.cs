@@ -31,6 +31,10 @@ public sealed class VisualPromptTuningOptions : PromptMethod
     public override string Id => "vpt";
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    public override string Formula => Deep ? "L P d" : "P d";
+
+    /// <inheritdoc/>
     public override void Validate()
     {
         base.Validate();
