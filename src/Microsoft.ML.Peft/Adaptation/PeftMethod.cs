@@ -41,6 +41,14 @@ public abstract class PeftMethod
     /// <exception cref="ArgumentException">The options do not fit the backbone; the message lists what would.</exception>
     public abstract PeftAdaptation Attach(Backbone backbone, long seed);
 
+    /// <summary>
+    /// The network that the method is made for, where it is another stack of the given one's layers; the caller owns it, and
+    /// attaches to it. Null where the method takes the given one.
+    /// </summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <exception cref="ArgumentException">The options do not fit the backbone.</exception>
+    public virtual Backbone? Restack(Backbone backbone) => null;
+
     /// <summary>The count of trained numbers in the paper's letters, e.g. <c>r (in + out) a site</c>: for tables.</summary>
     [System.Text.Json.Serialization.JsonIgnore]
     public virtual string Formula => "";

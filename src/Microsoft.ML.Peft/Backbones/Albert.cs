@@ -81,6 +81,8 @@ public sealed class AlbertBackbone : PostNormEncoder
         };
     }
 
+    private protected override bool LayersStandAlone => false;
+
     // Layer l uses group floor(l / (layers / groups)), and runs all its inner layers in turn.
     private protected override int LayerOf(int application)
     {

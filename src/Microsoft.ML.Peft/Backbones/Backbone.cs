@@ -335,6 +335,25 @@ public abstract partial class Backbone : IDisposable
         return other;
     }
 
+    /// <summary>True where each layer has weights of its own under its number.</summary>
+    private protected virtual bool LayersStandAlone => Config.DecoderStart is null;
+
+    /// <summary>A network of some of this one's layers, in any order and as often as wanted; weights are shared.</summary>
+    /// <param name="layers">Numbers of this network's layers.</param>
+    /// <returns>A backbone of its own; dispose it when done, this one stays usable.</returns>
+    /// <exception cref="ArgumentException">There is no such layer, or no layer is named.</exception>
+    /// <exception cref="NotSupportedException">Layers of this family cannot be stacked anew: they are shared, or in two stacks.</exception>
+    public Backbone Restacked(IReadOnlyList<int> layers)
+    {
+        if (layers.Count == 0 || layers.Any(layer => layer < 0 || layer >= Config.LayerCount))
+            throw new ArgumentException($"The layers [{string.Join(", ", layers)}] cannot be stacked; this {Config.ModelType} backbone has the layers 0 to {Config.LayerCount - 1}.", nameof(layers));
+        if (!LayersStandAlone)
+            throw new NotSupportedException($"The layers of a {Config.ModelType} backbone cannot be stacked anew: they are shared, or there are two stacks of them.");
+        Backbone other = BackboneLoader.Rebuild(Config with { LayerCount = layers.Count }, new RestackedWeights(new SharedWeights(this, new Dictionary<Site, (Tensor, Tensor?)>()), layers));
+        other.Placed(Device, UnusedTensors);
+        return other;
+    }
+
     /// <summary>The same network over another source of weights.</summary>
     /// <param name="weights">Frozen tensors.</param>
     protected abstract Backbone Rebuild(IWeightSource weights);

@@ -61,6 +61,10 @@ public static class BackboneLoader
         return Backbone.Built(() => family.Build(family.Read(config) with { LanguageHead = languageHead }, weights));
     }
 
+    /// <summary>Builds a network of a configuration that was read before.</summary>
+    internal static Backbone Rebuild(BackboneConfig config, IWeightSource weights) =>
+        Backbone.Built(() => _families[config.ModelType].Build(config, weights));
+
     /// <summary>Reads config.json.</summary>
     /// <param name="files">The files of a checkpoint.</param>
     internal static JsonObject ReadConfig(IFileSet files)

@@ -48,6 +48,20 @@ internal sealed class SharedWeights : IWeightSource
     public Tensor Load(string name, params long[] shape) => _tensors[name].detach();
 }
 
+/// <summary>Weights in which a layer's names stand for another layer's tensors.</summary>
+internal sealed partial class RestackedWeights(IWeightSource original, IReadOnlyList<int> layers) : IWeightSource
+{
+    public bool Has(string name) => original.Has(Original(name));
+
+    public Tensor Load(string name, params long[] shape) => original.Load(Original(name), shape);
+
+    // The first number of a path is the layer's.
+    private string Original(string name) => LayerNumber().Replace(name, match => layers[int.Parse(match.ValueSpan, System.Globalization.CultureInfo.InvariantCulture)].ToString(System.Globalization.CultureInfo.InvariantCulture), 1);
+
+    [System.Text.RegularExpressions.GeneratedRegex(@"(?<=\.)\d+(?=\.)")]
+    private static partial System.Text.RegularExpressions.Regex LayerNumber();
+}
+
 /// <summary>Tensors by name in memory; for tests and for fresh backbones of a geometry.</summary>
 /// <param name="tensors">Tensors by their bare names; the source keeps its handles.</param>
 public sealed class MemoryWeights(IReadOnlyDictionary<string, Tensor> tensors) : IWeightSource

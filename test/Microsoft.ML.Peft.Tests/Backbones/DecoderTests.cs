@@ -205,6 +205,41 @@ public sealed class DecoderTests
     }
 
     [TestMethod]
+    [DataRow("gpt2")]
+    [DataRow("llama")]
+    public void LayersAreStackedAnew(string family)
+    {
+        long before = LiveTensors.Count();
+        using (var scope = NewDisposeScope())
+        using (no_grad())
+        {
+            using Backbone backbone = Make(family, languageHead: true);
+            using Backbone deep = backbone.Restacked([0, 1, 1]), same = backbone.Restacked([0, 1]), swapped = backbone.Restacked([1, 0]);
+            TokenBatch batch = Batch();
+            Tensor plain = Scores(backbone, batch);
+            Assert.AreEqual(0, Distance(plain, Scores(same, batch)));
+            Assert.IsGreaterThan(1e-3f, Distance(plain, Scores(swapped, batch)));
+            Assert.AreEqual(3, deep.Config.LayerCount);
+            // The first two layers are those of the original; the third is the second once more.
+            IReadOnlyList<Tensor> states = deep.Forward(batch, new Pass { KeepHiddenStates = true }).HiddenStates!;
+            Assert.AreEqual(0, Distance(backbone.Forward(batch, new Pass { KeepHiddenStates = true }).HiddenStates![2], states[2]));
+            Assert.AreEqual(0, Distance(((WeightSite)deep.Sites.Last(s => s.Role == SiteRole.FeedForwardUp)).Weight, ((WeightSite)backbone.Sites.Last(s => s.Role == SiteRole.FeedForwardUp)).Weight));
+            Assert.IsGreaterThan(1e-3f, Distance(states[2], states[3]));
+            StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => backbone.Restacked([0, 2])).Message, "0 to 1");
+
+            var method = new LoraOptions { LayerReplication = [[0, 2], [1, 2]], Init = "false" };
+            StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => method.Attach(backbone, 0)).Message, "Restack");
+            using Backbone stack = method.Restack(backbone)!;
+            using PeftAdaptation lora = method.Attach(stack, 0);
+            Assert.HasCount(family == "gpt2" ? 3 : 6, lora.Patches);
+            Tensor worn = Scores(stack, batch, lora.Table());
+            using Backbone merged = Merging.Merge(lora);
+            Assert.IsLessThan(2e-5f, Distance(worn, Scores(merged, batch)));
+        }
+        Assert.AreEqual(before, LiveTensors.Count());
+    }
+
+    [TestMethod]
     public void HalfPrecisionIsNearFloat32()
     {
         using var scope = NewDisposeScope();

@@ -141,7 +141,17 @@ internal sealed class TinyBase : IDisposable
     public static bool WritesOn(string architecture) =>
         architecture.EndsWith("ForCausalLM", StringComparison.Ordinal) || architecture.EndsWith("LMHeadModel", StringComparison.Ordinal);
 
-    public Backbone Backbone { get; }
+    public Backbone Backbone { get; private set; }
+
+    /// <summary>Puts the stack of layers that a method is made for in the place of the base.</summary>
+    /// <returns>True where it is another one.</returns>
+    public bool Restack(PeftMethod method)
+    {
+        if (method.Restack(Backbone) is not { } stack) return false;
+        Backbone.Dispose();
+        Backbone = stack;
+        return true;
+    }
 
     public Head? Head { get; private set; }
 

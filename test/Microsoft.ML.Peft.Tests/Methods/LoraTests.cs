@@ -141,7 +141,8 @@ public class LoraTests
 
     [TestMethod]
     [DataRow("target_parameters", "[\"x\"]")]
-    [DataRow("layer_replication", "[[0, 1]]")]
+    [DataRow("layer_replication", "[[0, 1, 2]]")]
+    [DataRow("layer_replication", "\"0-2\"")]
     [DataRow("init_lora_weights", "\"loftq\"")]
     [DataRow("init_lora_weights", "\"best\"")]
     [DataRow("bias", "\"some\"")]
@@ -156,7 +157,7 @@ public class LoraTests
         string folder = HfBases.Temporary();
         File.WriteAllText(Path.Combine(folder, "adapter_config.json"), config.ToJsonString());
         var error = Assert.ThrowsExactly<CheckpointFormatException>(() => AdapterFolder.Open(folder));
-        StringAssert.Contains(error.Message, field == "r" && value == "-1" ? "Rank" : field == "lora_dropout" ? "Dropout" : field);
+        StringAssert.Contains(error.Message, field == "r" && value == "-1" ? "Rank" : value == "[[0, 1, 2]]" ? "LayerReplication" : field == "lora_dropout" ? "Dropout" : field);
     }
 
     [TestMethod]

@@ -65,6 +65,20 @@ public sealed class DecoderClassificationTests : OneThread
         StringAssert.Contains(e.Message, "sees nothing of the text");
     }
 
+    [TestMethod]
+    public void ADeeperStackOfTheSameLayersComesBack()
+    {
+        string backbone = TinyDecoders.Write(Path.Combine(_folder, "backbone"), "llama");
+        IDataView data = TinyTexts.View(_ml, 24);
+        using TextClassificationTransformer model = TinyTexts.Train(_ml, data, o =>
+            (o.BackboneFolder, o.Method, o.Training.Epochs) = (backbone, new LoraOptions { Rank = 2, LayerReplication = [[0, 2], [1, 2], [0, 1]] }, 1));
+        Assert.HasCount(4, TinyTexts.Parameters(model).Keys.Where(name => name.EndsWith("q_proj.lora_A.weight", StringComparison.Ordinal)).ToArray());
+        string zip = Path.Combine(_folder, "model.zip");
+        _ml.Model.Save(model, data.Schema, zip);
+        using var loaded = (TextClassificationTransformer)new MLContext().Model.Load(zip, out _);
+        TinyTexts.AreSame(TinyTexts.Scores(model, data), TinyTexts.Scores(loaded, data));
+    }
+
     private sealed class RawScores
     {
         public float[] Score { get; set; } = [];

@@ -139,6 +139,7 @@ public sealed partial class LoraOptions : TargetedMethod
         if (init.FreezesB && LoraFa != LoraFaMode.Off) throw Invalid(nameof(LoraFa), LoraFa, $"Off with Init = '{Init}', or nothing would be trained");
         if (init.NeedsEvenRank && Rank % 2 != 0) throw Invalid(nameof(Rank), Rank, $"an even number with Init = '{Init}'");
         CheckVariant();
+        CheckReplication();
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
         foreach ((string key, double alpha) in AlphaPattern)

@@ -38,6 +38,7 @@ public sealed partial class LoraOptions
     public override PeftAdaptation Attach(Backbone backbone, long seed)
     {
         Validate();
+        CheckStacked(backbone);
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
         using var scope = NewDisposeScope();
         using var off = no_grad();

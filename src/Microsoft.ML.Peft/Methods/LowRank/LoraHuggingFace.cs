@@ -15,7 +15,7 @@ public sealed partial class LoraOptions
     // Fields that change what is computed, and what to do about them.
     private static readonly string[] _unsupported =
     [
-        "arrow_config", "layer_replication", "megatron_config", "target_parameters",
+        "arrow_config", "megatron_config", "target_parameters",
     ];
 
     /// <inheritdoc/>
@@ -30,6 +30,7 @@ public sealed partial class LoraOptions
                 throw new ArgumentException(
                     $"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it changes what LoRA computes and is not supported. Supported is null.", field);
         ReadTargets(config);
+        LayerReplication = ReadReplication(config["layer_replication"]);
         Variant = LoraVariant.Read(config);
         DataStart = LoraStart.Read(config);
         TrainableTokens = ReadTokens(config["trainable_token_indices"]);
@@ -75,7 +76,7 @@ public sealed partial class LoraOptions
     /// <inheritdoc/>
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
-        foreach (string field in (string[])["alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
+        foreach (string field in (string[])["alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
             "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"])
             config[field] = null;
         WriteTargets(config, backbone);
@@ -96,6 +97,7 @@ public sealed partial class LoraOptions
         config["qalora_group_size"] = 16;
         config["use_qalora"] = false;
         config["trainable_token_indices"] = WriteTokens();
+        config["layer_replication"] = WriteReplication();
         Variant?.Write(config);
         DataStart?.Write(config);
     }

@@ -123,6 +123,11 @@ internal sealed class TextClassificationModel : IDisposable
         Head? head = null;
         try
         {
+            if (method.Restack(backbone) is { } stack)
+            {
+                backbone.Dispose();
+                backbone = stack;
+            }
             adaptation = method.Attach(backbone, seed);
             head = new SequenceClassificationHead(backbone, classes, pooling, seed + 1);
             var model = new AdaptedModel(backbone, adaptation, head, ownsBackbone: true);
