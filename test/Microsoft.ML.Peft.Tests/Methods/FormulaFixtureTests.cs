@@ -217,7 +217,7 @@ public class FormulaFixtureTests
     {
         double tolerance = (double)fixture.Json["tolerance"]!;
         string folder = fixture.PathOf("adapter");
-        using PeftAdaptation worn = Ia3AdapterHub.Attach(folder, backbone);
+        using PeftAdaptation worn = AdapterHubFolder.Attach(folder, backbone);
         Assert.AreEqual((long)fixture.Json["trainable"]!["count"]!, worn.TrainableCount, fixture.Name);
         _deviations.Add("output", fixture.Name, Run(fixture, backbone, worn).Last, fixture["on.last_hidden_state"], tolerance);
         using (PeftAdaptation fresh = worn.Method.Attach(backbone, 3))

@@ -52,6 +52,7 @@ internal static partial class MatrixRows
         ["beft"] = () => new BeftOptions { Targets = ["query", "value", "dense"] },
         ["ssf"] = () => new SsfOptions(),
         ["ssf identity"] = () => new SsfOptions { IdentityInit = true, Targets = ["query", "LayerNorm", "intermediate.dense"], AllowNewBias = true },
+        ["trainable-tokens at a map"] = () => new TrainableTokensOptions { TokenIndices = [0, 3, 17], Targets = ["word_embeddings", "pooler.dense"] },
         ["trainable-tokens"] = () => new TrainableTokensOptions { TokenIndices = [.. Enumerable.Range(3, 60)] },
     };
 }

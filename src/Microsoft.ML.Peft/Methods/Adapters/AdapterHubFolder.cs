@@ -91,6 +91,7 @@ public static partial class AdapterHubFolder
     {
         var files = new FolderFileSet(folder);
         JsonObject root = AdapterFolder.ReadConfig(files, AdapterFolder.ConfigFile);
+        if (method is null && root["config"] is JsonObject given && Ia3AdapterHub.Describes(given)) return Ia3AdapterHub.Attach(folder, backbone);
         method ??= ReadMethod(files, root);
         int hidden = AdapterConfig.Get(root, "hidden_size", backbone.Config.HiddenSize);
         if (hidden != backbone.Config.HiddenSize)

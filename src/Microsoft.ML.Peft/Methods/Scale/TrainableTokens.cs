@@ -77,7 +77,7 @@ public sealed class TrainableTokensOptions : SiteMethod
     }
 
     /// <inheritdoc/>
-    protected override bool Adapts(WeightSite site) => site is Embedding;
+    protected override bool Adapts(WeightSite site) => site is Embedding or Projection;
 
     /// <inheritdoc/>
     protected override void AddSite(PeftAdaptation adaptation, WeightSite site, string path, long seed)
@@ -95,7 +95,8 @@ public sealed class TrainableTokensOptions : SiteMethod
         };
         adaptation.Add(delta);
         var patch = new TokenRowsPatch(delta, adaptation.Add(TokenRowsPatch.Places(path, rows, ids)), ids.numel());
-        adaptation.Attach(site, patch);
+        // At an output layer the rows of its weight are tokens', too.
+        adaptation.Attach(site, site is Embedding ? patch : new RewritePatch(patch.Rewrite));
         foreach (Projection head in Tied(adaptation, site)) adaptation.Attach(head, new RewritePatch(patch.Rewrite));
     }
 

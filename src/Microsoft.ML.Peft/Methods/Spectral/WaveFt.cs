@@ -26,7 +26,7 @@ public sealed class WaveFtOptions : SpectralMethod
     /// <inheritdoc/>
     public override double Scaling { get; set; } = 25;
 
-    /// <summary>The wavelet: <c>haar</c>, <c>db1</c> to <c>db10</c>, <c>sym2</c> to <c>sym8</c>, <c>coif1</c> or <c>coif2</c>.</summary>
+    /// <summary>The wavelet: <c>haar</c>, <c>db1</c> to <c>db20</c>, <c>sym2</c> to <c>sym8</c>, <c>coif1</c> to <c>coif3</c>.</summary>
     public string Wavelet { get; set; } = "db1";
 
     /// <summary>False to train entries of the weight themselves, without the transform.</summary>

@@ -56,11 +56,18 @@ internal static class Wavelets
             0.41700518442169254, -0.076488599078306393, -0.059434418646456898, 0.023680171946334084, 0.0056114348193944995,
             -0.0018232088707029932, -0.00072054944536451221,
         ],
+        ["coif3"] =
+        [
+            -0.003793512864491014, 0.0077825964273254182, 0.023452696141836267, -0.0657719112818555, -0.06112339000267287,
+            0.40517690240961689, 0.79377722262562056, 0.42848347637761874, -0.07179982161931202, -0.082301927106885983,
+            0.034555027573061628, 0.015880544863615904, -0.0090079761366615805, -0.0025745176887502236, 0.0011175187708906016,
+            0.00046621696011288631, -7.0983303138141252e-05, -3.4599772836212559e-05,
+        ],
     };
 
     /// <summary>Names of the filters that exist here.</summary>
     public static IReadOnlyList<string> Names { get; } =
-        ["haar", .. Enumerable.Range(1, 10).Select(n => $"db{n}"), .. Enumerable.Range(2, 7).Select(n => $"sym{n}"), "coif1", "coif2"];
+        ["haar", .. Enumerable.Range(1, 20).Select(n => $"db{n}"), .. Enumerable.Range(2, 7).Select(n => $"sym{n}"), "coif1", "coif2", "coif3"];
 
     /// <summary>The reconstruction low-pass filter of a name.</summary>
     /// <param name="name">One of <see cref="Names"/>.</param>
