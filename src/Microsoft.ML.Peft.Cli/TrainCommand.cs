@@ -25,6 +25,7 @@ internal static class TrainCommand
     private static readonly Option<string[]> _set = new("--set") { Description = "Option of the method, NAME=VALUE; may be given again.", AllowMultipleArgumentsPerToken = true };
     private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 3 };
     private static readonly Option<double?> _rate = new("--learning-rate") { Description = "Highest learning rate; the method's own where none is given." };
+    private static readonly Option<double?> _headRate = new("--head-learning-rate") { Description = "Highest learning rate of the head; that of --learning-rate where only that is given." };
     private static readonly Option<int> _batch = new("--batch") { Description = "Rows in a batch.", DefaultValueFactory = _ => 16 };
     private static readonly Option<int> _accumulate = new("--accumulate") { Description = "Batches in an optimizer step.", DefaultValueFactory = _ => 1 };
     private static readonly Option<int> _maxTokens = new("--max-tokens") { Description = "Longest text in tokens.", DefaultValueFactory = _ => 128 };
@@ -43,7 +44,7 @@ internal static class TrainCommand
     {
         var task = new System.CommandLine.Command("text-classification", "Classify one text or a pair of texts.")
         {
-            _data, _text, _text2, _label, _eval, _validation, _backbone, _method, _set, _epochs, _rate, _batch, _accumulate, _maxTokens,
+            _data, _text, _text2, _label, _eval, _validation, _backbone, _method, _set, _epochs, _rate, _headRate, _batch, _accumulate, _maxTokens,
             _warmup, _decay, _pooling, _seed, _threads, _checkpoints, _checkpointEvery, _resume, _out, _report,
         };
         task.SetAction(Run);
@@ -103,6 +104,7 @@ internal static class TrainCommand
             BatchSize = call.GetValue(_batch),
             Accumulation = call.GetValue(_accumulate),
             LearningRate = call.GetValue(_rate),
+            HeadLearningRate = call.GetValue(_headRate),
             WeightDecay = call.GetValue(_decay),
             WarmupShare = call.GetValue(_warmup),
             CheckpointFolder = call.GetValue(_checkpoints),

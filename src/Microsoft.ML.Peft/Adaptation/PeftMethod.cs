@@ -29,6 +29,9 @@ public abstract class PeftMethod
     /// <summary>Learning rate that suits the method where the user names none.</summary>
     public virtual double DefaultLearningRate => 5e-4;
 
+    /// <summary>Learning rate that suits a fresh head beside the method, where the user names no rate.</summary>
+    public virtual double DefaultHeadLearningRate => Math.Max(DefaultLearningRate, 1e-2);
+
     /// <summary>Checks the options alone.</summary>
     /// <exception cref="ArgumentException">An option is out of range; the message names it, the value and what is allowed.</exception>
     public virtual void Validate()

@@ -38,6 +38,12 @@ public sealed class TrainingOptions
     /// <summary>Highest learning rate; null for the method's own.</summary>
     public double? LearningRate { get; set; }
 
+    /// <summary>
+    /// Highest learning rate of the task's head; null for <see cref="LearningRate"/>, or, where that is null too, for what
+    /// suits a fresh head beside the method.
+    /// </summary>
+    public double? HeadLearningRate { get; set; }
+
     /// <summary>Weight decay; null for 0.01, and 0 for low-rank methods.</summary>
     public double? WeightDecay { get; set; }
 
@@ -187,6 +193,7 @@ public sealed class TrainingOptions
         AtLeast(nameof(KeepCheckpoints), KeepCheckpoints, 1);
         AtLeast(nameof(LogEvery), LogEvery, 1);
         Check(nameof(LearningRate), LearningRate ?? 1, v => v > 0, "above 0");
+        Check(nameof(HeadLearningRate), HeadLearningRate ?? 1, v => v > 0, "above 0");
         Check(nameof(WeightDecay), WeightDecay ?? 0, v => v >= 0, "0 or more");
         Check(nameof(Beta1), Beta1, v => v >= 0 && v < 1, "in [0, 1)");
         Check(nameof(Beta2), Beta2, v => v >= 0 && v < 1, "in [0, 1)");

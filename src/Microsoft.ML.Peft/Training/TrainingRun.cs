@@ -35,6 +35,9 @@ internal sealed class TrainingRun : IDisposable
         PeftMethod? method = model.Adaptation?.Method;
         _rate = options.LearningRate ?? method?.DefaultLearningRate ?? 1e-3;
         _schedule = options.MakeSchedule(plan.TotalSteps, _rate);
+        // A fresh head learns from nothing; the method's rate is meant for what starts near the base model.
+        if ((options.HeadLearningRate ?? (options.LearningRate is null ? method?.DefaultHeadLearningRate : null)) is { } headRate)
+            foreach (NamedParameter parameter in model.Head.Parameters) parameter.OwnRate ??= headRate;
         _store = options.CheckpointFolder is { } folder ? new CheckpointStore(folder, options, Warn) : null;
         _forwarder = new Forwarder(model);
         _optimizer = MakeOptimizer(model, options);

@@ -37,6 +37,10 @@ public sealed class FullFineTuningOptions : PeftMethod
     public override double DefaultLearningRate => 2e-5;
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    public override double DefaultHeadLearningRate => 1e-3;
+
+    /// <inheritdoc/>
     public override PeftAdaptation Attach(Backbone backbone, long seed)
     {
         using var scope = NewDisposeScope();

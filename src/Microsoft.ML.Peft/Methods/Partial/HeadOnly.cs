@@ -30,7 +30,7 @@ public sealed class HeadOnlyOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-3;
+    public override double DefaultLearningRate => 1e-2;
 
     /// <inheritdoc/>
     public override PeftAdaptation Attach(Backbone backbone, long seed) => new(this, backbone);
