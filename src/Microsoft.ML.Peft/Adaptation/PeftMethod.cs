@@ -30,6 +30,7 @@ public abstract class PeftMethod
     public virtual double DefaultLearningRate => 5e-4;
 
     /// <summary>Learning rate that suits a fresh head beside the method, where the user names no rate.</summary>
+    [System.Text.Json.Serialization.JsonIgnore]
     public virtual double DefaultHeadLearningRate => Math.Max(DefaultLearningRate, 1e-2);
 
     /// <summary>Checks the options alone.</summary>

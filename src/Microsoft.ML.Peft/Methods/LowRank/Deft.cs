@@ -57,6 +57,10 @@ public sealed class DeftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "out r + r in a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => !Para;
 
     /// <inheritdoc/>

@@ -51,6 +51,10 @@ public sealed class FrodOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "min(in, out) + sparse values a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "FROD";
 
     /// <inheritdoc/>

@@ -55,6 +55,10 @@ public sealed class GloraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (in + out) a pair, a vector or 1 a part";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "GLORA";
 
     /// <inheritdoc/>

@@ -46,6 +46,10 @@ public sealed class GraloraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (in + out) a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "GRALORA";
 
     /// <inheritdoc/>

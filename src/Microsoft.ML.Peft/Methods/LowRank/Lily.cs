@@ -47,6 +47,10 @@ public sealed class LilyOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r in a group of layers, n r out for all, n r a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool RowsAreIndependent => false;
 
     /// <inheritdoc/>

@@ -53,6 +53,10 @@ public class MissOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public sealed override string Formula => "r out a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "MISS";
 
     private string Block => $"{HuggingFaceType!.ToLowerInvariant()}_block";

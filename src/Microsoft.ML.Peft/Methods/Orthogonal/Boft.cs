@@ -42,6 +42,10 @@ public sealed class BoftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "factors · blocks n² + out a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "BOFT";
 
     /// <inheritdoc/>

@@ -36,6 +36,10 @@ public sealed class HraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r in a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool ExactAtStart => Rank % 2 == 0 && !GramSchmidt;
 
     /// <inheritdoc/>

@@ -54,6 +54,10 @@ public sealed class OftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "blocks n (n − 1) / 2 a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "OFT";
 
     /// <inheritdoc/>

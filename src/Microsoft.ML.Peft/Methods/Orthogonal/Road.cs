@@ -47,6 +47,10 @@ public sealed class RoadOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "out, 2 out or 4 out a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "ROAD";
 
     /// <inheritdoc/>
