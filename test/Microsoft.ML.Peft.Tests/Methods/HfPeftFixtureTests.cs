@@ -199,9 +199,10 @@ public class HfPeftFixtureTests
                 continue;
             }
             using AdapterFolder trained = AdapterFolder.Open(fixture.PathOf("adapter"));
-            if (((LoraOptions)trained.Method).DataStart is not null)
+            if (trained.Method is LoraOptions { DataStart: not null })
                 StringAssert.Contains(Assert.ThrowsExactly<CheckpointFormatException>(() => trained.Attach(tiny.Backbone, tiny.Head).Dispose()).Message, "AdapterLoadOptions.Initial");
-            using PeftAdaptation original = trained.Attach(tiny.Backbone, tiny.Head, new AdapterLoadOptions { Initial = fixture.PathOf("initial") });
+            using PeftAdaptation original = trained.Attach(tiny.Backbone, tiny.Head,
+                Directory.Exists(fixture.PathOf("initial")) ? new AdapterLoadOptions { Initial = fixture.PathOf("initial") } : null);
             deviations.Add("logits of the trained file", fixture.Name, Run(original), fixture["logits"], tolerance);
 
             // Of another kind: cut to the rank that the call names. There the targets are written in more than one way.
