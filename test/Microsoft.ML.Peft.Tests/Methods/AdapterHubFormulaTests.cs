@@ -227,6 +227,84 @@ public class AdapterHubFormulaTests
         Train(fixture, named, () => Loss(compare: false));
     });
 
+    private static readonly Dictionary<string, Func<UnifiedViewOptions>> _points = new()
+    {
+        ["ffn_sequential"] = () => new() { Insertion = UnifiedInsertion.Sequential },
+        ["ffn_parallel"] = () => new(),
+        ["ffn_parallel_scaled"] = () => new() { Composition = UnifiedComposition.ScaledAdd, Scale = 2 },
+        ["ffn_parallel_learned"] = () => new() { Composition = UnifiedComposition.ScaledAdd, LearnedScale = true },
+        ["ffn_parallel_normalised"] = () => new() { ReadsNormed = true },
+        ["attention_sequential"] = () => new() { Insertion = UnifiedInsertion.Sequential, Target = UnifiedTarget.AttentionOutput },
+        ["attention_parallel"] = () => new() { Target = UnifiedTarget.AttentionOutput },
+        ["multi_head"] = () => new() { Target = UnifiedTarget.HeadAttention, NormBefore = true },
+        ["multi_head_roberta"] = () => new() { Target = UnifiedTarget.HeadAttention, ScaledQueries = true },
+        ["prefix"] = () => new() { Function = UnifiedFunction.SoftmaxKv, Target = UnifiedTarget.HeadAttention, Composition = UnifiedComposition.Gated },
+        ["prefix_concat"] = () => new() { Function = UnifiedFunction.SoftmaxKv, Target = UnifiedTarget.HeadAttention, Composition = UnifiedComposition.Gated },
+        ["prefix_added"] = () => new() { Function = UnifiedFunction.SoftmaxKv, Target = UnifiedTarget.HeadAttention },
+    };
+
+    // The prefix's share of the attention, told in passing.
+    private sealed class ShareProbe(AttentionCore core, NamedParameter key, Action<int, Tensor> tell) : AttentionPatch
+    {
+        public override Tensor Around(AttentionInput input, Func<AttentionInput, Tensor> next, Pass pass)
+        {
+            tell(core.Layer, HeadPatch.Share(input, input.Query.matmul(key.Value.transpose(1, 2)) * core.Scale, core.Scale));
+            return next(input);
+        }
+    }
+
+    [TestMethod]
+    public void EveryPointOfTheUnifiedView() => Each(["bottleneck", "length"], (fixture, backbone) =>
+    {
+        double tolerance = (double)fixture.Json["tolerance"]!, sum = 0;
+        Dictionary<string, Tensor> gradients = [];
+        foreach (string name in fixture.Names.Where(n => n.EndsWith(".last_hidden_state", StringComparison.Ordinal)).Select(n => n["out/".Length..^".last_hidden_state".Length]))
+        {
+            if (!_points.TryGetValue(name, out Func<UnifiedViewOptions>? make))
+            {
+                _deviations.Fail($"{fixture.Name}: no such point: {name}");
+                continue;
+            }
+            UnifiedViewOptions method = make();
+            method.Bottleneck = (int)fixture.Json["config"]![method.Target == UnifiedTarget.HeadAttention ? "length" : "bottleneck"]!;
+            using PeftAdaptation adaptation = method.Attach(backbone!, 0);
+            Assert.AreEqual(method.CountTrainable(backbone!), adaptation.TrainableCount, name);
+            // ….0.….unified.down.weight is down.0.weight there; the trained scale is one for all layers.
+            Dictionary<NamedParameter, string> named = adaptation.Parameters.ToDictionary(p => p, p =>
+            {
+                string layer = p.Name.Split('.').First(part => int.TryParse(part, out _)), rest = p.Name[(p.Name.IndexOf(".unified.", StringComparison.Ordinal) + 9)..];
+                return rest == "scale" ? rest : rest.Contains('.') ? rest.Insert(rest.IndexOf('.'), "." + layer) : $"{rest}.{layer}";
+            });
+            foreach ((NamedParameter parameter, string key) in named) parameter.Load(fixture["param/" + key]);
+            BackboneOutput output = AdapterHubCase.Run(fixture, backbone!, adaptation.Table());
+            _deviations.Add("output", $"{fixture.Name} {name}", output.Last, fixture[$"out/{name}.last_hidden_state"], tolerance);
+            if (fixture.Has($"out/{name}.lambda.0")) CompareShares(fixture, backbone!, adaptation, name, tolerance);
+            Tensor loss = AdapterHubCase.MeanSquare(fixture, output);
+            loss.backward();
+            // The concatenated form is another way to the same numbers; the sum of losses may hold it or not.
+            sum += loss.item<float>();
+            foreach ((NamedParameter parameter, string key) in named)
+                gradients[key] = gradients.TryGetValue(key, out Tensor? before) ? before + parameter.Value.grad! : parameter.Value.grad!.clone();
+        }
+        _deviations.Add("loss", fixture.Name, Math.Abs(sum - (double)fixture.Json["loss_at_stored_weights"]!), 2e-5 * sum);
+        foreach ((string key, Tensor expected) in fixture.Under("grad/"))
+            if (gradients.TryGetValue(key, out Tensor? found)) _deviations.Add("gradient", $"{fixture.Name} {key}", found.reshape(expected.shape), expected, (double)fixture.Json["tolerances"]!["grad"]!);
+            else _deviations.Fail($"{fixture.Name}: no gradient for {key}");
+    });
+
+    private void CompareShares(Fixture fixture, Backbone backbone, PeftAdaptation adaptation, string name, double tolerance)
+    {
+        using var off = no_grad();
+        var patches = adaptation.Patches.ToDictionary(p => p.Key, p => p.Value);
+        foreach (AttentionCore core in backbone.Sites.OfType<AttentionCore>())
+        {
+            NamedParameter key = adaptation.Parameters.Single(p => p.Name.EndsWith(".unified.key", StringComparison.Ordinal) && p.Name.Split('.').Contains(core.Layer.ToString(System.Globalization.CultureInfo.InvariantCulture)));
+            patches[core] = PatchStack.Of(core, patches[core], new ShareProbe(core, key, (layer, share) =>
+                _deviations.Add("share", $"{fixture.Name} {name} {layer}", share, fixture[$"out/{name}.lambda.{layer}"], tolerance)));
+        }
+        AdapterHubCase.Run(fixture, backbone, new PatchTable(patches));
+    }
+
     [TestMethod]
     public void TasksShareOneBatch()
     {

@@ -39,6 +39,12 @@ internal static partial class MatrixRows
         ["lst"] = () => new LadderSideOptions { Reduction = 4 },
         ["lst random"] = () => new LadderSideOptions { Reduction = 2, Layers = [1], Init = "random", GateTemperature = 1 },
         ["vqt"] = () => new VisualQueryOptions { Tokens = 2 },
+        ["unified-view"] = () => new UnifiedViewOptions { Bottleneck = 4, Composition = UnifiedComposition.ScaledAdd, LearnedScale = true, NormBefore = true },
+        ["unified-view beside attention"] = () => new UnifiedViewOptions { Bottleneck = 4, Target = UnifiedTarget.AttentionOutput, Function = UnifiedFunction.Gelu, Init = "bert" },
+        ["unified-view behind both"] = () => new UnifiedViewOptions { Bottleneck = 4, Insertion = UnifiedInsertion.Sequential, Composition = UnifiedComposition.ScaledAdd, Scale = 2 },
+        ["unified-view heads"] = () => new UnifiedViewOptions { Bottleneck = 3, Target = UnifiedTarget.HeadAttention, NormBefore = true },
+        ["unified-view gated prefix"] = () => new UnifiedViewOptions { Bottleneck = 3, Target = UnifiedTarget.HeadAttention, Function = UnifiedFunction.SoftmaxKv, Composition = UnifiedComposition.Gated },
+        ["unified-view low rank"] = () => new UnifiedViewOptions { Bottleneck = 3, Target = UnifiedTarget.FeedForwardWeights, Function = UnifiedFunction.Linear, Composition = UnifiedComposition.ScaledAdd, Scale = 2 },
         ["union of mergeable"] = () => new UnionOptions { Methods = [new LoraOptions { Rank = 2 }, new BitFitOptions { Groups = ["intermediate"] }] },
     };
 }
