@@ -58,10 +58,6 @@ public sealed class AdaptionPromptOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "P d + 1 a layer";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override double DefaultLearningRate => 9e-3;
 
     /// <inheritdoc/>

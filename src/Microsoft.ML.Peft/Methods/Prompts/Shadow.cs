@@ -61,10 +61,6 @@ public sealed class ShadowOptions : PeftMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "its own network";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override double DefaultLearningRate => 1e-3;
 
     /// <inheritdoc/>
