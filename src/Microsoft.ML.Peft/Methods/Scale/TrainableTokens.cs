@@ -2,6 +2,7 @@
 
 using System.Text.Json.Nodes;
 using System.Text.Json.Serialization;
+using System.Text.RegularExpressions;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Checkpoints;
@@ -122,10 +123,13 @@ public sealed class TrainableTokensOptions : SiteMethod
         const string prefix = "base_model.model.";
         string[] modules = [.. shapes.Keys.Where(k => k.StartsWith(prefix, StringComparison.Ordinal) && k.EndsWith(Suffix, StringComparison.Ordinal))
             .Select(k => k[prefix.Length..^Suffix.Length])];
-        // With several tables as targets none is a copy.
-        if (Targets.Length == 1) TiedModules = [.. modules.Where(module => !TargetMatcher.Names(Targets[0], module))];
+        // What no target names is there as a copy.
+        TiedModules = [.. modules.Where(module => !IsTarget(module))];
         if (TiedModules.Length == modules.Length) TiedModules = [];
     }
+
+    private bool IsTarget(string module) => TargetPattern is not null ? Regex.IsMatch(module, $@"\A(?:{TargetPattern})\z")
+        : Targets.Length > 0 ? Targets.Any(target => TargetMatcher.Names(target, module)) : !TargetMatcher.Names("lm_head", module);
 
     /// <inheritdoc/>
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
