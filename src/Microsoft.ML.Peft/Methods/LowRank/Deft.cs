@@ -49,6 +49,10 @@ public sealed class DeftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (in + out) a site, PaRa r out";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

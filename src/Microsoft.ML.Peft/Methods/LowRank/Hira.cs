@@ -31,6 +31,10 @@ public sealed class HiraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (in + out) a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

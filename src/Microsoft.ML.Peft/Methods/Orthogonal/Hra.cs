@@ -28,6 +28,10 @@ public sealed class HraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r in a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>

@@ -61,6 +61,10 @@ public sealed class PsoftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r (r - 1) / 2 + 2 r a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>
