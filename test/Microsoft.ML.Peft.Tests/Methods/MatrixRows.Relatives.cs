@@ -21,7 +21,7 @@ internal static partial class MatrixRows
         ["deft"] = () => new DeftOptions { Rank = 3 },
         ["deft qr"] = () => new DeftOptions { Rank = 3, Decomposition = DeftDecomposition.Qr, Alpha = 6, Targets = ["query", "dense"], Dropout = 0.1 },
         ["para"] = () => new DeftOptions { Rank = 3, Para = true, Decomposition = DeftDecomposition.Qr },
-        ["frod"] = () => new FrodOptions { SparseRate = 0.03, Targets = ["query", "attention.output.dense"] },
+        ["frod"] = () => new FrodOptions { SparseRate = 0.03, Targets = ["query", "AttentionOutput"] },
         ["frod dropout and one layer"] = () => new FrodOptions { SparseRate = 0.1, Dropout = 0.1, Targets = ["intermediate.dense", "output.dense"], Layers = [1] },
         ["adamss"] = () => new AdamssOptions { Rank = 8, Subspaces = 3, SubspaceRank = 2, Targets = ["query", "dense"] },
         ["lily"] = () => new LilyOptions { Rank = 4, Stride = 2, Experts = 3 },
