@@ -11,7 +11,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 internal sealed class SharedProduct
 {
     private readonly Tensor _x;
-    private readonly Dictionary<Projection, Tensor[]> _low = [];
+    private readonly Dictionary<Projection, (WeightPatch Patch, LowRankTerm[] Terms, Tensor[] Low)> _shared = [];
 
     private SharedProduct(Tensor x) => _x = x;
 
@@ -22,22 +22,26 @@ internal sealed class SharedProduct
     public static SharedProduct? Of(Tensor x, Pass pass, ReadOnlySpan<Projection> sites)
     {
         if (x.dtype != ScalarType.Float32) return null;
-        List<(Projection Site, LowRankTerm[] Terms)>? sharing = null;
+        List<(Projection Site, WeightPatch Patch, LowRankTerm[] Terms)>? sharing = null;
         foreach (Projection site in sites)
         {
             if (pass.Patches[site] is not WeightPatch { Form: PatchForm.LowRank } patch) continue;
             LowRankTerm[] terms = [.. patch.Terms(pass)];
-            if (terms.Length > 0 && terms.All(t => (t.Dropout <= 0 || !pass.Training) && t.A.dtype == ScalarType.Float32)) (sharing ??= []).Add((site, terms));
+            if (terms.Length > 0 && terms.All(t => (t.Dropout <= 0 || !pass.Training) && t.A.dtype == ScalarType.Float32)) (sharing ??= []).Add((site, patch, terms));
         }
         if (sharing is not { Count: > 1 }) return null;
         var shared = new SharedProduct(x);
         Tensor low = nn.functional.linear(x.reshape(-1, x.shape[^1]), cat([.. sharing.SelectMany(s => s.Terms.Select(t => t.A))]));   // [rows, all ranks]
         long at = 0;
-        foreach ((Projection site, LowRankTerm[] terms) in sharing)
-            shared._low[site] = [.. terms.Select(t => low.narrow(1, (at += t.A.shape[0]) - t.A.shape[0], t.A.shape[0]))];
+        foreach ((Projection site, WeightPatch patch, LowRankTerm[] terms) in sharing)
+            shared._shared[site] = (patch, terms, [.. terms.Select(t => low.narrow(1, (at += t.A.shape[0]) - t.A.shape[0], t.A.shape[0]))]);
         return shared;
     }
 
-    /// <summary>The products of a site's terms, <c>[rows, rank]</c> each, where the input is the one that was shared; else null.</summary>
-    public Tensor[]? For(Projection site, Tensor x) => ReferenceEquals(x, _x) ? _low.GetValueOrDefault(site) : null;
+    /// <summary>
+    /// The terms of a site's patch and the products of their first factors, <c>[rows, rank]</c> each, where they were shared for
+    /// this input; else null. Terms may be dear to make, or random: they are made once.
+    /// </summary>
+    public (LowRankTerm[] Terms, Tensor[] Low)? For(Projection site, WeightPatch patch, Tensor x) =>
+        ReferenceEquals(x, _x) && _shared.TryGetValue(site, out var found) && ReferenceEquals(found.Patch, patch) ? (found.Terms, found.Low) : null;
 }

@@ -104,19 +104,19 @@ public sealed class Projection : WeightSite
     private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
     {
         Tensor? bias = patch.RewriteBias(Bias, pass);
+        if (pass.Together?.For(this, patch, x) is { } shared) return Accumulated(x, bias, shared.Terms, shared.Low, pass);
         IReadOnlyList<LowRankTerm> terms = patch.Terms(pass);
-        if (x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, pass);
+        if (x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, null, pass);
         Tensor y = Products.Linear(x, Weight, bias);
         foreach (LowRankTerm term in terms) y = y + term.Apply(x, pass);
         return y;
     }
 
     // On flat rows the second factor's product adds to the frozen product's result: no passes for scale and sum.
-    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, Pass pass)
+    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, Tensor[]? shared, Pass pass)
     {
         long[] shape = x.shape;
         Tensor y = nn.functional.linear(x.reshape(-1, In), Weight, bias);
-        Tensor[]? shared = pass.Together?.For(this, x);
         for (int i = 0; i < terms.Count; i++)
         {
             LowRankTerm term = terms[i];

@@ -18,6 +18,7 @@ public class SharedProductTests
         using var scope = NewDisposeScope();
         Tensor x = new Draws(1, "x").Normal(1, 2, 5, 32);
         Projection[] sites = [.. model.Backbone.Sites.OfType<Projection>().Where(s => s.Layer == 0 && s.Role is SiteRole.Query or SiteRole.Key or SiteRole.Value && s.Layer == 0)];
+        WeightPatch Worn(int i) => (WeightPatch)model.Model.Patches[sites[i]]!;
         var alone = new Pass(model.Model.Patches);
         Tensor[] expected = [.. sites.Select(s => s.Forward(x, alone))];
         var pass = new Pass(model.Model.Patches);
@@ -25,12 +26,13 @@ public class SharedProductTests
         Assert.IsNotNull(pass.Together);
         for (int i = 0; i < sites.Length; i++)
         {
-            Assert.IsNotNull(pass.Together.For(sites[i], x));
+            Assert.IsNotNull(pass.Together.For(sites[i], Worn(i), x));
             Assert.IsLessThan(1e-5, Deviations.Distance(expected[i], sites[i].Forward(x, pass)), sites[i].ToString());
         }
         // Another input is not mixed up with the shared one.
         Tensor other = x + 1;
-        Assert.IsNull(pass.Together.For(sites[0], other));
+        Assert.IsNull(pass.Together.For(sites[0], Worn(0), other));
+        Assert.IsNull(pass.Together.For(sites[0], Worn(1), x), "nor another patch with the worn one");
         Assert.IsLessThan(1e-5, Deviations.Distance(sites[0].Forward(other, alone), sites[0].Forward(other, pass)));
     }
 
