@@ -49,10 +49,6 @@ public sealed class DeftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r (in + out) a site, PaRa r out";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

@@ -39,10 +39,6 @@ public sealed class DeloraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r (in + out) + 1 a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

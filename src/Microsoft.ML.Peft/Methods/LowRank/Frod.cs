@@ -43,10 +43,6 @@ public sealed class FrodOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "in + rate in² a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

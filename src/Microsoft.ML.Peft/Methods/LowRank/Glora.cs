@@ -47,10 +47,6 @@ public sealed class GloraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "2 r (in + out) + r (in + 1) + 2 a site, with other forms fewer";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

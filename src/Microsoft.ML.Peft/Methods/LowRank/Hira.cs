@@ -31,10 +31,6 @@ public sealed class HiraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r (in + out) a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

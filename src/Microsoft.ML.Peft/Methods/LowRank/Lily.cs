@@ -39,10 +39,6 @@ public sealed class LilyOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r in a block of layers, experts r out a kind of site, experts r a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "low rank";
 
     /// <inheritdoc/>

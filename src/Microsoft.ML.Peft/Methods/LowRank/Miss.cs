@@ -45,10 +45,6 @@ public class MissOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public sealed override string Formula => "r out a site, mini r m";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public sealed override string Family => "low rank";
 
     /// <inheritdoc/>

@@ -34,10 +34,6 @@ public sealed class BoftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "m n in + out a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>

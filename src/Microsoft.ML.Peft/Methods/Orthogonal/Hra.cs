@@ -28,10 +28,6 @@ public sealed class HraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r in a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>

@@ -46,10 +46,6 @@ public sealed class OftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "in (n - 1) / 2 a site, one shared block n (n - 1) / 2";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>

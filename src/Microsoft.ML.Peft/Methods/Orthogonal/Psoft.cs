@@ -61,10 +61,6 @@ public sealed class PsoftOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "r (r - 1) / 2 + 2 r a site";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>

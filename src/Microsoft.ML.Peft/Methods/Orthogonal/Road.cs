@@ -39,10 +39,6 @@ public sealed class RoadOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override string Formula => "out a site, or 2 out, or 4 out";
-
-    /// <inheritdoc/>
-    [JsonIgnore]
     public override string Family => "orthogonal";
 
     /// <inheritdoc/>
