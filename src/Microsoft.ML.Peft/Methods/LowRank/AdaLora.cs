@@ -75,6 +75,10 @@ public sealed class AdaLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override string Formula => "r₀ (in + out + 1) a site";
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override bool Mergeable => true;
 
     /// <inheritdoc/>
