@@ -38,8 +38,8 @@ public abstract partial class Backbone
     private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false) =>
         Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name) ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));
 
-    private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1) =>
-        Add(new Embedding(name, role, layer, Load(name + ".weight", rows, width)));
+    private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1, string? stored = null) =>
+        Add(new Embedding(name, role, layer, Load((stored ?? name) + ".weight", rows, width)));
 
     private protected Constant AddConstant(string name, SiteRole role, params long[] shape) =>
         Add(new Constant(name, role, -1, Load(name, shape)));

@@ -113,9 +113,9 @@ public static class BackboneLoader
         return folder.Check(recorder.Wanted, ignored: IsBuffer).Extra;
     }
 
-    // Made anew by the network itself; older files store them.
+    // Made anew by the network itself, or further names of one tensor; older files store them.
     private static bool IsBuffer(string name) =>
-        ((string[])["position_ids", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
+        ((string[])["position_ids", "coder.embed_tokens.weight", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
 
     private sealed class Recorder(CheckpointFolder folder) : IWeightSource
     {

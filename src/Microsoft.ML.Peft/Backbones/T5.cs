@@ -32,22 +32,20 @@ public sealed class T5Backbone : Backbone
         if (distance <= buckets / 2)
             throw new CheckpointFormatException(
                 $"config.json: relative_attention_max_distance is {distance}; expected more than half of relative_attention_num_buckets, {buckets / 2}.");
-        _words = AddEmbedding("shared", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
+        // Some files keep one of the three names of the table only.
+        string table = !Stored("shared.weight") && Stored("encoder.embed_tokens.weight") ? "encoder.embed_tokens" : "shared";
+        _words = AddEmbedding("shared", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize, stored: table);
         int turn = config.DecoderStart!.Value;
         var input = Add(new Sequence("encoder.embeddings", SiteRole.EmbeddingSequence, -1));
         _encoder = AddStack("encoder", 0, turn, new(buckets, distance, Both: true), input);
         input = Add(new Sequence("decoder.embeddings", SiteRole.EmbeddingSequence, turn));
         _decoder = AddStack("decoder", turn, config.LayerCount, new(buckets, distance, Both: false), input);
-        if (config.LanguageHead) _head = AddLanguageHead();
+        // Newer files say that all heads are tied: a stored matrix of its own is the one to use all the same.
+        if (config.LanguageHead) _head = AddLanguageHead("lm_head", _words, read.Flag("tie_word_embeddings", true));
         bool scaled = config.ModelType == "t5" && read.Flag("scale_decoder_outputs", read.Flag("tie_word_embeddings", true));
         _headScale = scaled ? 1 / Math.Sqrt(config.HiddenSize) : 1;
         Add(new Taps(config.LayerCount));
     }
-
-    // Whatever tie_word_embeddings says, a stored matrix is the one to use: newer files say true for all.
-    private Projection AddLanguageHead() => Stored("lm_head.weight")
-        ? AddProjection("lm_head", SiteRole.LanguageHead, Config.LayerCount, Config.VocabularySize, Config.HiddenSize, bias: false)
-        : Add(new Projection("lm_head", SiteRole.LanguageHead, Config.LayerCount, _words.Weight, null) { TiedTo = _words });
 
     private sealed record Layers(
         Block Whole, Sequence Sequence, PreNormPart Self, AttentionParts SelfParts, PreNormPart? Cross, AttentionParts? CrossParts,
@@ -71,7 +69,9 @@ public sealed class T5Backbone : Backbone
             ["num_heads"] = "num_attention_heads",
             ["num_layers"] = "num_hidden_layers",
         });
-        int layers = read.Int("num_layers", many ? 8 : 6), hidden = read.Int("d_model", 512);
+        int layers = read.Int("num_layers", many ? 8 : 6), decoder = read.Int("num_decoder_layers", layers), hidden = read.Int("d_model", 512);
+        if (layers > int.MaxValue - decoder)
+            throw new CheckpointFormatException($"config.json: num_layers {layers} and num_decoder_layers {decoder} are more than any network has.");
         double dropout = read.Share("dropout_rate", 0.1);
         FeedForward(raw, modelType);
         return new BackboneConfig
@@ -80,7 +80,7 @@ public sealed class T5Backbone : Backbone
             Raw = raw,
             HiddenSize = hidden,
             EmbeddingSize = hidden,
-            LayerCount = layers + read.Int("num_decoder_layers", layers),
+            LayerCount = layers + decoder,
             DecoderStart = layers,
             HeadCount = read.Int("num_heads", many ? 6 : 8),
             HeadWidth = read.Int("d_kv", 64),

@@ -87,6 +87,8 @@ public sealed class ViTBackbone : Backbone
         if (height % patchHeight != 0 || width % patchWidth != 0)
             throw new CheckpointFormatException(
                 $"config.json: image_size {height}x{width} is not a multiple of patch_size {patchHeight}x{patchWidth} (height x width).");
+        if ((long)(height / patchHeight) * (width / patchWidth) >= int.MaxValue)
+            throw new CheckpointFormatException($"config.json: image_size {height}x{width} makes more tokens than any network has; found patch_size {patchHeight}x{patchWidth}.");
         return ((height, width), (patchHeight, patchWidth));
     }
 

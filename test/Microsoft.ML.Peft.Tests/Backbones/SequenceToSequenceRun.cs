@@ -3,21 +3,37 @@
 using System.Text.Json;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Tasks;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.Backbones;
 
 /// <summary>One case of a network of two stacks: states, attention, scores, loss, gradients, caches, greedy writing.</summary>
-internal sealed class SequenceToSequenceRun(FixtureCase c, Backbone backbone)
+internal sealed class SequenceToSequenceRun(FixtureCase c, Backbone backbone, Worst worst)
 {
+    /// <summary>Runs the case with each config.json that it has: the same model in the keys of newer and older files.</summary>
+    public static void Run(FixtureCase c, string model, TestContext context)
+    {
+        var worst = new Worst();
+        byte[] weights = File.ReadAllBytes(Path.Combine(model, "model.safetensors"));
+        foreach (string config in Directory.GetFiles(model, "config*.json"))
+        {
+            using CheckpointFolder folder = CheckpointFolder.Open(new MemoryFileSet(config).Add("config.json", File.ReadAllBytes(config)).Add("model.safetensors", weights));
+            using Backbone backbone = BackboneLoader.Load(folder, languageHead: true);
+            CollectionAssert.AreEqual(Array.Empty<string>(), backbone.UnusedTensors.ToArray());
+            new SequenceToSequenceRun(c, backbone, worst).All();
+        }
+        worst.Done(context);
+    }
+
     private readonly double _tolerance = c.Json.GetProperty("tolerance").GetDouble();
     private readonly TokenBatch _batch = new(c["input_ids"], c["attention_mask"]) { DecoderIds = c["decoder_input_ids"] };
     private readonly Tensor _real = c["labels"].ne(-100).to_type(ScalarType.Int64);
 
-    public Worst Worst { get; } = new();
+    private Worst Worst { get; } = worst;
 
-    public void All()
+    private void All()
     {
         using var head = new SequenceToSequenceHead(backbone);
         using (no_grad())

@@ -30,7 +30,8 @@ public sealed class TextBackboneTableTests
             JsonObject config = model!["config"]!.AsObject();
             if (!BackboneLoader.ModelTypes.Contains((string)config["model_type"]!)) continue;
             string kind = (string)model["class"]!;
-            bool head = kind.EndsWith("LMHeadModel", StringComparison.Ordinal) || kind.EndsWith("ForCausalLM", StringComparison.Ordinal);
+            bool head = kind.EndsWith("LMHeadModel", StringComparison.Ordinal) || kind.EndsWith("ForCausalLM", StringComparison.Ordinal)
+                || kind.EndsWith("ForConditionalGeneration", StringComparison.Ordinal);
             if (!head && !kind.EndsWith("Model", StringComparison.Ordinal)) continue;
             using var scope = NewDisposeScope();
             var shapes = new Shapes([.. model["tied"]?.AsArray().Select(t => (string)t!) ?? []]);
@@ -124,6 +125,28 @@ public sealed class TextBackboneTableTests
         for (long q = 0; q < tokens; q++)
             for (long k = 0; k < tokens; k++)
                 Assert.AreEqual(table[k - q], found[q * tokens + k], $"bucket of {k - q}");
+    }
+
+    [TestMethod]
+    public void BucketsOfT5EqualReference()
+    {
+        using var c = new FixtureCase(Path.Combine(Shared.Root, "fixtures", "text-backbones", "tables"));
+        using var scope = NewDisposeScope();
+        long[] deltas = Numbers(c["buckets.delta"]);
+        int tables = 0;
+        foreach (string name in c.Names.Where(n => n.StartsWith("buckets.t5.", StringComparison.Ordinal)))
+        {
+            string[] parts = name.Split('.');
+            var buckets = new RelativeBuckets(int.Parse(parts[2]), int.Parse(parts[3]), Both: parts[4] == "bidirectional");
+            CollectionAssert.AreEqual(Numbers(c[name]), buckets.Table(deltas[0], 1, deltas.Length), name);
+            // A window of the table is the table of the window.
+            long[] window = buckets.Table(-3, 4, 9);
+            for (int query = 0; query < 4; query++)
+                for (int key = 0; key < 9; key++)
+                    Assert.AreEqual(Numbers(c[name])[key - query - 3 - deltas[0]], window[query * 9 + key], name);
+            tables++;
+        }
+        Assert.IsGreaterThan(0, tables);
     }
 
     private static Backbone Open(string name)

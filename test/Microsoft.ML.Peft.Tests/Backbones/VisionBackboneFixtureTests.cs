@@ -38,6 +38,35 @@ public sealed class VisionBackboneFixtureTests
         : null;
 
     [TestMethod]
+    public void PublishedGeometriesHaveTheirParameters()
+    {
+        JsonObject counts = JsonNode.Parse(File.ReadAllText(Path.Combine(Shared.Root, "fixtures", "vision-audio", "parameter-counts.json")))!["counts"]!.AsObject();
+        (string Name, string Config)[] known =
+        [
+            ("vit-base-patch16-224", """{"model_type": "vit"}"""),
+            ("vit-large-patch16-224", """{"model_type": "vit", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}"""),
+        ];
+        int compared = 0;
+        foreach ((string name, string config) in known)
+        {
+            if (counts[name]?["parts"]?["vit"] is not { } expected) continue;
+            using var scope = NewDisposeScope();
+            using Backbone backbone = BackboneLoader.Build(JsonNode.Parse(config)!.AsObject(), new Shapes());
+            Assert.AreEqual((long)expected, backbone.ParameterCount, name);
+            compared++;
+        }
+        Assert.IsGreaterThan(0, compared);
+    }
+
+    // Any shape in one number of memory, without a pooler.
+    private sealed class Shapes : IWeightSource
+    {
+        public bool Has(string name) => !name.StartsWith("pooler", StringComparison.Ordinal);
+
+        public Tensor Load(string name, params long[] shape) => empty([1]).expand(shape);
+    }
+
+    [TestMethod]
     public void CasesOfOtherKindsAreListed()
     {
         _ = Shared.Root;

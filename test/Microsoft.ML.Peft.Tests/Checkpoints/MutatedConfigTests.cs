@@ -46,6 +46,27 @@ public sealed class MutatedConfigTests
             """,
     };
 
+    private static readonly Dictionary<string, string> Others = new()
+    {
+        ["t5"] = """
+            {
+              "model_type": "t5", "d_model": 16, "d_kv": 6, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 2, "d_ff": 24,
+              "vocab_size": 31, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8,
+              "relative_attention_max_distance": 12, "layer_norm_epsilon": 1e-6, "dropout_rate": 0.1, "classifier_dropout": 0.0,
+              "pad_token_id": 0, "decoder_start_token_id": 0, "n_positions": 16, "scale_decoder_outputs": false,
+              "tie_word_embeddings": true, "is_decoder": false, "architectures": ["T5ForConditionalGeneration"]
+            }
+            """,
+        ["vit"] = """
+            {
+              "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+              "image_size": 8, "patch_size": 4, "num_channels": 3, "qkv_bias": true, "hidden_act": "gelu", "pooler_act": "tanh",
+              "pooler_output_size": 16, "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+              "initializer_range": 0.02, "architectures": ["ViTModel"]
+            }
+            """,
+    };
+
     private static readonly string[] Values =
     [
         "0", "-1", "1", "3", "17", "1.5", "1e999", "2147483647", "4294967296", "9223372036854775807", "1e300", "1e-320", "null",
@@ -89,9 +110,12 @@ public sealed class MutatedConfigTests
     [TestMethod]
     [DataRow("gpt2")]
     [DataRow("llama")]
-    public void EveryFieldOfDecodersWithEveryValue(string family)
+    [DataRow("t5")]
+    [DataRow("vit")]
+    public void EveryFieldOfFurtherFamiliesWithEveryValue(string family)
     {
-        JsonObject sound = JsonNode.Parse(Decoders[family])!.AsObject();
+        string text = Decoders.GetValueOrDefault(family) ?? Others[family];
+        JsonObject sound = JsonNode.Parse(text)!.AsObject();
         sound.Remove("rope_parameters");                                         // what would hide the older field
         MemoryFileSet files = DecoderCheckpoint(sound);
         var failures = new List<string>();
@@ -100,7 +124,7 @@ public sealed class MutatedConfigTests
         Try(files, Encoding.UTF8.GetBytes(sound.ToJsonString()), "sound", failures, ref loaded, ref refused);
         Assert.AreEqual(1, loaded, string.Join("\n", failures));
         string[] types = ["\"default\"", "\"linear\"", "\"dynamic\"", "\"llama3\"", "\"yarn\""];
-        foreach (string field in JsonNode.Parse(Decoders[family])!.AsObject().Select(p => p.Key).Concat((sound["rope_scaling"] as JsonObject)?.Select(p => "rope_scaling." + p.Key) ?? []))
+        foreach (string field in JsonNode.Parse(text)!.AsObject().Select(p => p.Key).Concat((sound["rope_scaling"] as JsonObject)?.Select(p => "rope_scaling." + p.Key) ?? []))
         {
             foreach (string value in Values.Concat(field.EndsWith("rope_type", StringComparison.Ordinal) ? types : []))
             {

@@ -123,6 +123,7 @@ internal sealed class TextClassificationModel : IDisposable
         Head? head = null;
         try
         {
+            CheckReadsOneText(backbone.Config);
             if (method.Restack(backbone) is { } stack)
             {
                 backbone.Dispose();
@@ -141,6 +142,13 @@ internal sealed class TextClassificationModel : IDisposable
             backbone.Dispose();
             throw;
         }
+    }
+
+    private static void CheckReadsOneText(BackboneConfig config)
+    {
+        string? why = config.VocabularySize == 0 ? "reads images" : config.DecoderStart is not null ? "writes a text for a text" : null;
+        if (why is not null)
+            throw new ArgumentException($"The backbone is of model_type {config.ModelType}, which {why}; a text classifier needs one that reads a text, such as bert, roberta or llama.", "BackboneFolder");
     }
 
     public void SaveAdapter(string folder) => AdapterFolder.Save(
