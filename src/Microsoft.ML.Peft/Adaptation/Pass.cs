@@ -352,6 +352,7 @@ public sealed class PatchTable
         List<KeyValuePair<Site, Patch>> list = [.. patches];
         _patches = new Patch?[list.Count == 0 ? 0 : list.Max(p => p.Key.Index) + 1];
         LowestTrainable = int.MaxValue;
+        CanRunAgain = list.All(p => p.Value.CanRunAgain);
         PositionShift = list.Select(p => p.Value).OfType<AttentionPatch>().Select(p => p.PositionShift).DefaultIfEmpty().Max();
         foreach ((Site site, Patch patch) in list)
         {
@@ -367,6 +368,9 @@ public sealed class PatchTable
 
     /// <summary>The lowest layer with a trainable patch (-1: the embeddings); <see cref="int.MaxValue"/> for none.</summary>
     public int LowestTrainable { get; }
+
+    /// <summary>True where layers may run again in the backward pass in place of keeping their activations.</summary>
+    public bool CanRunAgain { get; } = true;
 
     /// <summary>Positions by which the row's own tokens move: keys that are worn in front of them and count as tokens.</summary>
     public int PositionShift { get; }

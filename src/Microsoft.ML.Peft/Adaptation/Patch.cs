@@ -20,6 +20,9 @@ public abstract class Patch
 {
     /// <summary>False where nothing of the patch is trained (then no gradient is needed for its sake).</summary>
     public virtual bool Trainable => true;
+
+    /// <summary>False where a layer cannot run again in the backward pass, since the patch keeps a state from layer to layer; all activations are kept then.</summary>
+    public virtual bool CanRunAgain => true;
 }
 
 /// <summary>

@@ -82,6 +82,8 @@ public static class PatchStack
 
     private sealed class BlockStack(BlockPatch inner, BlockPatch outer) : BlockPatch
     {
+        public override bool CanRunAgain => inner.CanRunAgain && outer.CanRunAgain;
+
         public override bool Trainable => inner.Trainable || outer.Trainable;
 
         public override Tensor Around(Tensor x, Func<Tensor, Tensor> next, Pass pass) =>

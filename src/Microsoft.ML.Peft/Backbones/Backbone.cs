@@ -253,7 +253,7 @@ public abstract partial class Backbone : IDisposable
         {
             Tensor input = hidden;
             int number = layer;
-            hidden = pass.Checkpointing && layer >= lowest && pass.Training
+            hidden = pass.Checkpointing && pass.Patches.CanRunAgain && layer >= lowest && pass.Training
                 ? Checkpoint.Run(input, x => RunLayer(number, x, pass), pass)
                 : Segment(layer, lowest, () => RunLayer(number, input, pass), pass);
             states?.Add(hidden);

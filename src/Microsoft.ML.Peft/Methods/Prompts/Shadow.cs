@@ -185,6 +185,9 @@ public sealed class ShadowOptions : PeftMethod
     private sealed class LayerPatch(
         ShadowOptions options, ShadowAdaptation adaptation, NamedParameter down, NamedParameter up, Func<Tensor, Tensor> transform, Func<Tensor, Tensor> gate, bool last) : BlockPatch
     {
+        // A second run would find a state that has moved on.
+        public override bool CanRunAgain => false;
+
         public override Tensor Around(Tensor x, Func<Tensor, Tensor> next, Pass pass)
         {
             ShadowState state = adaptation.StateOf(pass);

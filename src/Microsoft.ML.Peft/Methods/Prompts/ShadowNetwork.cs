@@ -110,7 +110,6 @@ internal sealed class ShadowAdaptation(ShadowOptions method, Backbone backbone, 
     /// <inheritdoc/>
     public override void BeforePass(Pass pass, TokenBatch batch)
     {
-        if (pass.Checkpointing && pass.Training) throw new NotSupportedException("A shadow keeps a state beside the hidden states, which layers that run twice would spoil; set GradientCheckpointing to false.");
         if (pass.Cache is not null) throw new NotSupportedException("A shadow runs over whole texts; generate without a cache.");
         var inner = new Pass(_worn, pass.Training, pass.Seed is { } seed ? Pass.Mix(seed) : null);
         Tensor first = network.Forward(batch, inner).Last.to_type(ScalarType.Float32);
