@@ -15,8 +15,23 @@ public abstract class WeightSite : Site
         Bias = bias;
     }
 
-    /// <summary>The frozen weight in logical layout: <c>[out, in]</c>, <c>[width]</c> or <c>[rows, width]</c>.</summary>
-    public Tensor Weight { get; internal set; }
+    private Tensor _weight = null!;
+
+    /// <summary>
+    /// The frozen weight in logical layout: <c>[out, in]</c>, <c>[width]</c> or <c>[rows, width]</c>. Where it is kept in few bits,
+    /// a new tensor at each use, which belongs to the running dispose scope.
+    /// </summary>
+    public Tensor Weight
+    {
+        get => Quantised is null ? _weight : Quantised.Dequantise();
+        internal set => _weight = value;
+    }
+
+    /// <summary>The weight as it is kept in 4 or 8 bits; null where it is dense.</summary>
+    public QuantisedWeight? Quantised { get; private set; }
+
+    /// <summary>Keeps the weight in few bits from now on.</summary>
+    internal void Hold(QuantisedWeight quantised) => (Quantised, _weight) = (quantised, null!);
 
     /// <summary>The frozen bias <c>[out]</c>, or null.</summary>
     public Tensor? Bias { get; internal set; }
@@ -86,14 +101,17 @@ public sealed class Projection : WeightSite
     /// <returns>Output <c>[..., out]</c>.</returns>
     public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
     {
-        if (patch is null) return Products.Linear(x, Weight, Bias);
+        if (patch is null) return Product(x, Bias);
         return patch.Form switch
         {
             PatchForm.LowRank => LowRank(x, patch, pass),
             PatchForm.Weight => Rewritten(x, patch, pass),
-            _ => patch.Around(x, input => Products.Linear(input, Weight, Bias), pass),
+            _ => patch.Around(x, input => Product(input, Bias), pass),
         };
     }
+
+    // The frozen product.
+    private Tensor Product(Tensor x, Tensor? bias) => Quantised is { } few ? few.Product(x, bias) : Products.Linear(x, Weight, bias);
 
     private Tensor Rewritten(Tensor x, WeightPatch patch, Pass pass)
     {
@@ -104,10 +122,10 @@ public sealed class Projection : WeightSite
     private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
     {
         Tensor? bias = patch.RewriteBias(Bias, pass);
-        if (pass.Together?.For(this, patch, x) is { } shared) return Accumulated(x, bias, shared.Terms, shared.Low, pass);
+        if (Quantised is null && pass.Together?.For(this, patch, x) is { } shared) return Accumulated(x, bias, shared.Terms, shared.Low, pass);
         IReadOnlyList<LowRankTerm> terms = patch.Terms(pass);
-        if (x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, null, pass);
-        Tensor y = Products.Linear(x, Weight, bias);
+        if (Quantised is null && x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, null, pass);
+        Tensor y = Product(x, bias);
         foreach (LowRankTerm term in terms) y = y + term.Apply(x, pass);
         return y;
     }

@@ -128,7 +128,7 @@ public abstract partial class Backbone : IDisposable
     public virtual bool Causal => false;
 
     /// <summary>Number of frozen numbers.</summary>
-    public long ParameterCount => _owned.Sum(t => t.numel());
+    public long ParameterCount => _owned.Sum(t => t.numel()) + _quantised.Sum(q => q.Shape[0] * q.Shape[1]);
 
     /// <summary>Tensors of the file that the network does not use: heads of other tasks, buffers, or a sign of a wrong file.</summary>
     public IReadOnlyList<string> UnusedTensors { get; private set; } = [];
@@ -147,15 +147,19 @@ public abstract partial class Backbone : IDisposable
         site.Index = _sites.Count;
         _sites.Add(site);
         if (site is Taps taps) Taps = taps;
+        if (_format is { } format && site is Projection projection) Quantise(projection, format);
         return site;
     }
 
     /// <summary>Builds a network; where that fails half-way, what it owned by then is freed.</summary>
     /// <param name="build">Makes the network.</param>
-    internal static Backbone Built(Func<Backbone> build)
+    /// <param name="format">How its linear maps are kept; null for dense.</param>
+    internal static Backbone Built(Func<Backbone> build, WeightFormat? format = null)
     {
         List<Tensor>? outer = _underConstruction;
         List<Tensor> made = _underConstruction = [];
+        WeightFormat? outerFormat = _format;
+        _format = format;
         using var scope = NewDisposeScope();
         try
         {
@@ -169,6 +173,7 @@ public abstract partial class Backbone : IDisposable
         finally
         {
             _underConstruction = outer;
+            _format = outerFormat;
         }
     }
 
@@ -332,6 +337,8 @@ public abstract partial class Backbone : IDisposable
     {
         Backbone other = Built(() => Rebuild(new SharedWeights(this, replaced)));
         other.Placed(Device, UnusedTensors);
+        foreach ((Site mine, Site theirs) in Sites.Zip(other.Sites))
+            if (mine is WeightSite { Quantised: { } few } && !replaced.ContainsKey(mine)) other.Hold((WeightSite)theirs, few.Share());
         return other;
     }
 
@@ -376,6 +383,8 @@ public abstract partial class Backbone : IDisposable
     {
         foreach (Tensor tensor in _owned) tensor.Dispose();
         _owned.Clear();
+        foreach (QuantisedWeight quantised in _quantised) quantised.Dispose();
+        _quantised.Clear();
         GC.SuppressFinalize(this);
     }
 }

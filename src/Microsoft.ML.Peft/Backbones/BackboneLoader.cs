@@ -2,6 +2,7 @@
 
 using System.Text.Json;
 using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Checkpoints;
 using static TorchSharp.torch;
 
@@ -37,8 +38,10 @@ public static class BackboneLoader
     /// <param name="device">Where the weights go; null for the CPU.</param>
     /// <param name="dtype">Type of the weights in memory.</param>
     /// <param name="languageHead">True to load a decoder's language head too, as a site of the backbone; tied where the file says so.</param>
+    /// <param name="quantised">How to keep the linear maps in memory, one after another as they are read; null for dense.</param>
     /// <exception cref="CheckpointFormatException">The configuration is not understood, or tensors are missing or of another shape; all of them are named.</exception>
-    public static Backbone Load(CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32, bool languageHead = false)
+    public static Backbone Load(
+        CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32, bool languageHead = false, WeightFormat? quantised = null)
     {
         CpuThreads.UseCores();
         JsonObject raw = ReadConfig(folder.Files);
@@ -46,7 +49,7 @@ public static class BackboneLoader
         folder.Prefix = family.Prefix.Length == 0 ? "" : family.Prefix + ".";
         BackboneConfig config = family.Read(raw) with { LanguageHead = languageHead };
         IReadOnlyList<string> unused = CheckAll(folder, family, config);
-        Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)));
+        Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)), quantised);
         backbone.Placed(device ?? CPU, unused);
         return backbone;
     }

@@ -35,7 +35,7 @@ internal sealed class SharedWeights : IWeightSource
         {
             // A tied head is tied to what the table becomes, unless it is itself replaced.
             if (site is Projection { TiedTo: not null } && !replaced.ContainsKey(site)) continue;
-            (Tensor weight, Tensor? bias) = replaced.TryGetValue(site, out (Tensor, Tensor?) made) ? made : (site.Weight, site.Bias);
+            (Tensor weight, Tensor? bias) = replaced.TryGetValue(site, out (Tensor, Tensor?) made) ? made : (site.Quantised is { } few ? zeros([1]).expand([.. few.Shape]) : site.Weight, site.Bias);
             bool transposed = site is Projection { StoredTransposed: true };
             _tensors[site.Name + site.WeightSuffix] = transposed ? weight.t() : weight;
             if (bias is not null) _tensors[site.Name + ".bias"] = bias;

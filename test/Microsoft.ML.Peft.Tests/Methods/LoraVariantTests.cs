@@ -104,6 +104,33 @@ public class LoraVariantTests
     }
 
     [TestMethod]
+    [TestCategory("Fixtures")]
+    public void TrainingWithRecordedSharesEqualsPeft()
+    {
+        var deviations = new Deviations();
+        int count = 0;
+        foreach (string folder in Shared.Cases("hf-peft"))
+        {
+            using var fixture = new Fixture(folder);
+            if (fixture.Text("peft_type") != "POLY" || !fixture.Has("train/logits") || HfPeftFixtureTests.Later(fixture) is not null) continue;
+            using var scope = NewDisposeScope();
+            using TinyBase tiny = HfBases.Load(fixture);
+            using AdapterFolder file = AdapterFolder.Open(fixture.PathOf("adapter"));
+            using PeftAdaptation adaptation = file.Attach(tiny.Backbone, tiny.Head);
+            ((PolyOptions)adaptation.Method).DrawWith = (path, shape) =>
+            {
+                CollectionAssert.AreEqual(shape, fixture[$"train/uniform/{path}"].shape, path);
+                return fixture[$"train/uniform/{path}"];
+            };
+            Tensor logits = new FixtureBatch(fixture).Forward(tiny.Backbone, tiny.Head, new Pass(adaptation.Table(), training: true, seed: 5), adaptation).Logits;
+            deviations.Add("logits of a training pass", fixture.Name, logits, fixture["train/logits"], (double)fixture.Json["tolerance"]!["logits"]!);
+            count++;
+        }
+        Console.WriteLine($"{count} cases");
+        deviations.Report();
+    }
+
+    [TestMethod]
     public void ActivatedUpdatesBeginAtTheLastInvocation()
     {
         using Backbone backbone = MatrixModel.Make(CPU);

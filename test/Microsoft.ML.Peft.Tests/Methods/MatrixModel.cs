@@ -15,10 +15,11 @@ internal sealed class MatrixModel : IDisposable
     private readonly TokenBatch _batch;
     private readonly Tensor _labels;
 
-    public MatrixModel(PeftMethod? method, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32, MatrixBackbone? kind = null)
+    public MatrixModel(PeftMethod? method, long seed = 1, Device? device = null, ScalarType dtype = ScalarType.Float32, MatrixBackbone? kind = null, WeightFormat? quantised = null)
     {
         Device where = device ?? CPU;
         Backbone = kind is null ? Make(where, dtype) : kind.Make(where, dtype);
+        if (quantised is { } format) Backbone.Quantise(format);
         try
         {
             Adaptation = method?.Attach(Backbone, seed);
@@ -75,6 +76,9 @@ internal sealed class MatrixModel : IDisposable
     }
 
     private static IEnumerable<Tensor> Tensors(TokenBatch batch) => new[] { batch.Ids, batch.Mask, batch.DecoderIds, batch.Pixels }.OfType<Tensor>();
+
+    /// <summary>The loss of all rows with the patches of a pass.</summary>
+    public Tensor Loss(Pass pass, Backbone? other = null) => nn.functional.cross_entropy(Forward(other ?? Backbone, pass, _batch).to_type(ScalarType.Float32), _labels);
 
     public int Rows => 12;
 

@@ -20,6 +20,9 @@ internal static partial class MatrixRows
         ["velora"] = () => new LoraOptions { Variant = new VeloraVariant { Groups = 5, Scale = 1.5 }, Dropout = 0 },
         ["monteclora"] = () => new LoraOptions { Variant = new MonteCloraVariant { Samples = 3, Scaler = 0.05 } },
         ["qalora"] = () => new LoraOptions { Variant = new QaLoraVariant { GroupSize = 8 }, Targets = ["query", "dense"] },
+        ["poly"] = () => new PolyOptions { Rank = 3, Splits = 4 },
+        ["lora riemannian"] = () => new LoraOptions { RiemannianDamping = 0.1 },
+        ["lora eva, before it is made"] = () => new LoraOptions { DataStart = new EvaStart() },
         ["lora trained tokens"] = () => new LoraOptions { TrainableTokens = { [""] = [5, 2, 97] } },
         ["lora trained tokens of named tables"] = () => new LoraOptions { TrainableTokens = { ["word_embeddings"] = [3, 4], ["token_type_embeddings"] = [0] } },
     };

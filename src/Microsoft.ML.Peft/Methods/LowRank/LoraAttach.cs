@@ -92,6 +92,9 @@ public sealed partial class LoraOptions
         (long wide, long narrow) = Widths(site);
         var convolution = site as Convolution;
         if (convolution is not null) CheckConvolution(convolution, path, rank);
+        if (site.Quantised is { } few && (LoraInit.Parse(Init) is { ChangesBase: true } or { FreezesB: true } || UseDora || Variant is KasaVariant || DataStart is { ChangesBase: true }))
+            throw new ArgumentException(
+                $"The weight of {path} is kept as {few.Format}; Init = '{Init}'{(UseDora ? ", UseDora" : "")}{(Variant is KasaVariant ? ", KasaVariant" : "")}{(DataStart is null ? "" : $", {DataStart.GetType().Name}")} needs the dense weight. Load the backbone dense, or use the default start.", nameof(Init));
         if (Variant is not null && site is not Projection)
             throw new ArgumentException($"{Variant.GetType().Name} works at a linear map; {path} is none. Exclude it.", nameof(Targets));
         double scale = ScaleAt(path);
