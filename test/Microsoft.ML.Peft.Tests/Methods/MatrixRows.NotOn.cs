@@ -24,6 +24,8 @@ internal static partial class MatrixRows
         ["t5: multitask-prompt-tuning"] = "the exchanged file of these networks does not say which task is scored",
         ["gpt2: multitask-prompt-tuning"] = "the exchanged file of these networks does not say which task is scored",
         ["llama: multitask-prompt-tuning"] = "the exchanged file of these networks does not say which task is scored",
+        ["t5: lst"] = "side blocks have no gate in their feed-forward part",
+        ["t5: lst random"] = "side blocks have no gate in their feed-forward part",
         ["llama: lst"] = "side blocks have no gate in their feed-forward part",
         ["llama: lst random"] = "side blocks have no gate in their feed-forward part",
         ["t5: vqt"] = "tokens of a decoder do not see each other",

@@ -143,7 +143,8 @@ public partial class PrefixTuningOptions : PrefixMethod
         string name = $"{PromptPlaces.AttentionPath(adaptation.Backbone, core)}.prefix_tuning.prefix_gates.{Name ?? "default"}";
         NamedParameter weight = Add(adaptation, name + ".weight", new Draws(seed, name + ".weight").Normal(0.02, Gates, d));
         NamedParameter bias = Add(adaptation, name + ".bias", new Draws(seed, name + ".bias").Uniform(1 / Math.Sqrt(d), Gates));
-        Block block = adaptation.Backbone.Sites.OfType<Block>().First(b => b.Role == SiteRole.AttentionBlock && b.Layer == core.Layer);
+        Block block = adaptation.Backbone.Sites.OfType<Block>().First(b => b.Layer == core.Layer
+            && b.Role == (core.Role == SiteRole.CrossAttentionCore ? SiteRole.CrossAttentionBlock : SiteRole.AttentionBlock));
         var gate = new GatePatch(weight, bias);
         adaptation.Attach(block, gate);
         return gate.Read;

@@ -167,7 +167,10 @@ internal static class PromptPlaces
     /// <summary>The module that holds an attention core, e.g. <c>bert.encoder.layer.0.attention.self</c>: the home of its query projection.</summary>
     public static string AttentionPath(Backbone backbone, AttentionCore core)
     {
-        Projection query = backbone.Sites.OfType<Projection>().First(p => p.Layer == core.Layer && p.Role is SiteRole.Query or SiteRole.QueryKeyValue);
+        Projection[] queries = [.. backbone.Sites.OfType<Projection>().Where(p => p.Layer == core.Layer && p.Role is SiteRole.Query or SiteRole.QueryKeyValue)];
+        // A decoder's layer has two attentions.
+        string module = core.Name[..(core.Name.LastIndexOf('.') + 1)];
+        Projection query = queries.FirstOrDefault(p => p.Name.StartsWith(module, StringComparison.Ordinal) && p.Layer == core.Layer) ?? queries.First(p => p.Layer == core.Layer);
         string path = backbone.PathOf(query);
         return path[..path.LastIndexOf('.')];
     }
