@@ -134,7 +134,7 @@ public sealed class AdapterSet : IDisposable
     /// <param name="composition">How they work together.</param>
     /// <param name="trained">
     /// Names of the adapters, and of fusions (<c>a,b</c>), that are trained; everything else in the composition is frozen.
-    /// Null: the fusions, or all where there is none.
+    /// Null for the fusions alone.
     /// </param>
     /// <param name="skipLayers">Layers that run bare (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918); null for none.</param>
     /// <returns>An adaptation that borrows the parameters of this set.</returns>
@@ -152,7 +152,7 @@ public sealed class AdapterSet : IDisposable
         foreach (string name in trained ?? [])
             if (!composition.Names.Contains(name) && !fusions.ContainsKey(name))
                 throw new ArgumentException($"'{name}' shall be trained and is no part of {composition}.", nameof(trained));
-        return new ComposedAdaptation(this, composition, fusions, trained ?? (fusions.Count > 0 ? [.. fusions.Keys] : [.. composition.Names]), skipLayers ?? []);
+        return new ComposedAdaptation(this, composition, fusions, trained ?? [.. fusions.Keys], skipLayers ?? []);
     }
 
     /// <summary>

@@ -57,6 +57,12 @@ public class RobustFolderTests
         if (!loads)
         {
             string? error = Error(baseFolder, folder, lenient);
+            // Types that are gone there, and that the case leaves to a reader.
+            if (((string)expected["meaning"]!).Contains("a reader may", StringComparison.Ordinal) && error is null && strictError is null)
+            {
+                _lines.Add($"{name}: read, as a reader may");
+                return;
+            }
             if (error is null || strictError is null) _deviations.Fail($"{name} should be refused: {expected["meaning"]}");
             else _lines.Add($"{name}: {error.Replace(fixture.Folder, "...", StringComparison.Ordinal)}");
             return;

@@ -100,6 +100,10 @@ public sealed class PolyOptions : SiteMethod
     }
 
     /// <inheritdoc/>
+    [JsonIgnore]
+    protected override (bool Exclude, bool Layers) TargetFields => (true, false);
+
+    /// <inheritdoc/>
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
