@@ -43,7 +43,7 @@ public class CompositionFixtureTests
                 }
                 try
                 {
-                    _deviations.Add("output of a composition", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree, skipLayers: Skipped(entry)), tree), fixture[$"out/{key}"], tolerance);
+                    _deviations.Add("output of a composition", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree, skipLayers: Skipped(entry))), fixture[$"out/{key}"], tolerance);
                 }
                 catch (Exception e) when (e is ArgumentException or NotSupportedException or InvalidOperationException)
                 {
@@ -133,9 +133,8 @@ public class CompositionFixtureTests
         return null;
     }
 
-    private static Tensor Run(Fixture fixture, Backbone backbone, PeftAdaptation worn, Composition tree)
+    private static Tensor Run(Fixture fixture, Backbone backbone, PeftAdaptation worn)
     {
-        _ = tree;
         TokenBatch tokens = AdapterHubBatch.Of(fixture);
         var pass = new Pass(worn.Table());
         worn.BeforePass(pass, tokens);
@@ -151,7 +150,7 @@ public class CompositionFixtureTests
         {
             Composition tree = Expression.Parse((string)entry["expression"]!);
             if (error != "ValueError" && !tree.Names.All(set.Names.Contains)) return;
-            Tensor output = Run(fixture, backbone, set.Compose(tree), tree);
+            Tensor output = Run(fixture, backbone, set.Compose(tree));
             if (error == "ValueError") _deviations.Fail($"{where} should be refused");
             else if (!output.isfinite().all().item<bool>()) _deviations.Fail($"{where} gives numbers that are not finite");
         }
@@ -188,14 +187,14 @@ public class CompositionFixtureTests
     private void Train(Fixture fixture, Backbone backbone, PeftAdaptation worn, Composition tree, JsonArray losses)
     {
         JsonNode train = fixture.Json["train"]!, tolerances = fixture.Json["tolerances"]!;
-        using (no_grad()) _deviations.Add("output", fixture.Name, Run(fixture, backbone, worn, tree), fixture["on.last_hidden_state"], (double)fixture.Json["tolerance"]!);
+        using (no_grad()) _deviations.Add("output", fixture.Name, Run(fixture, backbone, worn), fixture["on.last_hidden_state"], (double)fixture.Json["tolerance"]!);
         var optimizer = new PlainAdamW((double)train["lr"]!, (double)train["weight_decay"]!, (double)train["eps"]!);
         foreach (NamedParameter parameter in worn.Parameters) parameter.Decay = true;
         HashSet<string> unstable = fixture.Json["not_compared"]?["tensors"]?.AsArray().Select(n => (string)n!).ToHashSet() ?? [];
         for (int step = 0; step < losses.Count; step++)
         {
             using var scope = NewDisposeScope();
-            Tensor loss = Loss(fixture, Run(fixture, backbone, worn, tree), tree.Copies);
+            Tensor loss = Loss(fixture, Run(fixture, backbone, worn), tree.Copies);
             if (worn.ExtraLoss(new Pass(worn.Table())) is { } extra) loss = loss + extra;
             _deviations.Add("loss", $"{fixture.Name} step {step}", Math.Abs(loss.item<float>() - (double)losses[step]!), (double)tolerances["losses"]!);
             if (step == losses.Count - 1) break;
@@ -243,17 +242,70 @@ public class CompositionFixtureTests
                 foreach ((string parameter, Tensor value) in fixture.Under("weights/")) fusion.Find(parameter)?.Load(value);
                 Composition tree = Composition.Fuse([.. name.Split(',').Select(n => (Composition)n)]);
                 double tolerance = (double)fixture.Json["tolerance"]!;
-                _deviations.Add("output of a fusion", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree), tree), fixture[$"out/{key}"], tolerance);
+                _deviations.Add("output of a fusion", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, set.Compose(tree)), fixture[$"out/{key}"], tolerance);
                 count++;
                 if (!fixture.Has($"out/{key}_second_call")) continue;
                 // There each forward cools; here each step of training does.
                 fusion.AfterStep(0);
-                _deviations.Add("output of a fusion", $"{fixture.Name} {key} cooler", Run(fixture, tiny.Backbone, set.Compose(tree), tree), fixture[$"out/{key}_second_call"], tolerance);
+                _deviations.Add("output of a fusion", $"{fixture.Name} {key} cooler", Run(fixture, tiny.Backbone, set.Compose(tree)), fixture[$"out/{key}_second_call"], tolerance);
             }
         }
         Console.WriteLine($"{count} switches");
         _deviations.Report();
     }
+
+    [TestMethod]
+    public void AveragedAdaptersEqualAdapterHub()
+    {
+        int count = 0;
+        foreach (string folder in Shared.Cases("adapterhub"))
+        {
+            using var fixture = new Fixture(folder);
+            if (fixture.Json["averages"] is not JsonObject averages || Base(fixture) is not { } at) continue;
+            using var scope = NewDisposeScope();
+            using var off = no_grad();
+            using var tiny = new TinyBase(at);
+            using AdapterSet set = Load(fixture, tiny.Backbone);
+            double tolerance = (double)fixture.Json["tolerance"]!;
+            foreach ((string key, JsonNode? entry) in averages)
+            {
+                using PeftAdaptation made = Average(set, entry!);
+                _deviations.Add("output of an average", $"{fixture.Name} {key}", Run(fixture, tiny.Backbone, made), fixture[$"out/{key}"], tolerance);
+                foreach ((string name, Tensor expected) in fixture.Under($"new/{key}/"))
+                    if ((made.Find(name) ?? Renamed(made, name)) is { } parameter) _deviations.Add("averaged tensor", $"{fixture.Name} {key} {name}", parameter.Value.reshape(expected.shape), expected, tolerance);
+                    else _deviations.Fail($"{fixture.Name} {key}: no parameter {name}");
+                foreach ((string path, Tensor expected) in fixture.Under($"delta/{key}/"))
+                    _deviations.Add("averaged update", $"{fixture.Name} {key} {path}", made.Find(path + ".lora_B")!.Value.matmul(made.Find(path + ".lora_A")!.Value), expected, tolerance);
+                count++;
+            }
+            foreach ((string key, JsonNode? entry) in fixture.Json["refused"]?.AsObject() ?? [])
+            {
+                if (!Enum.IsDefined(Strategy(entry!))) continue;                // a name that no value of the enumeration has
+                if (Assert.ThrowsExactly<ArgumentException>(() => Average(set, entry!).Dispose()).Message.Length < 20) _deviations.Fail($"{fixture.Name} {key}: no clear message");
+            }
+        }
+        Console.WriteLine($"{count} averages");
+        _deviations.Report();
+    }
+
+    // (IA)³ has its Hugging Face names here.
+    private static NamedParameter? Renamed(PeftAdaptation made, string name)
+    {
+        int at = name.IndexOf(".loras.", StringComparison.Ordinal);
+        return at < 0 ? null : made.Parameters.FirstOrDefault(p => p.Name.StartsWith(name[..(at + 1)], StringComparison.Ordinal));
+    }
+
+    private static AveragingStrategy Strategy(JsonNode entry) => (string?)entry["combine_strategy"] switch
+    {
+        null or "linear" => AveragingStrategy.Linear,
+        "lora_linear_only_negate_b" => AveragingStrategy.NegateB,
+        "lora_delta_w_svd" => AveragingStrategy.DeltaSvd,
+        _ => (AveragingStrategy)(-1),
+    };
+
+    private static PeftAdaptation Average(AdapterSet set, JsonNode entry) => AdapterAveraging.Average(
+        [.. entry["adapters"]!.AsArray().Select(n => set[(string)n!])], entry["weights"]?.AsArray().Select(w => (double)w!).ToArray(),
+        (bool?)entry["normalize_weights"] ?? true, Strategy(entry), (int?)entry["svd_rank"], "new");
 
     /// <summary>Trees as the package writes them: <c>Stack('a', BatchSplit('b', 'c', batch_sizes=[2, 1]))</c>.</summary>
     private static class Expression
