@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Checkpoints;
 using static TorchSharp.torch;
@@ -45,6 +46,32 @@ public sealed class AdapterSet : IDisposable
             throw new ArgumentException($"Adapter '{name}' was attached to another backbone object; attach it to the backbone of this set.", nameof(adaptation));
         if (!_members.TryAdd(name, new Member(adaptation, head)))
             throw new ArgumentException($"There is an adapter '{name}' already; remove it first, or give another name. Known: {NearNames.List(_members.Keys)}.", nameof(name));
+    }
+
+    // What may differ between two adapters that take each other's place.
+    private static readonly string[] _swappable = ["rank", "alpha", "rankPattern", "targets", "targetPattern", "layers", "layersPattern", "modulesToSave", "name"];
+
+    /// <summary>Puts another adapter in the place of one, under its name: a newer version of it, say. The old one is disposed.</summary>
+    /// <param name="name">Name in the set.</param>
+    /// <param name="adaptation">Of the same method; its sites are among the old one's; rank and scaling are its own. The set owns it from now on.</param>
+    /// <param name="head">Its head; null to keep the old one's.</param>
+    /// <exception cref="ArgumentException">Another method, other switches, or sites that the old one has not; the message names them, and nothing is changed.</exception>
+    public void Swap(string name, PeftAdaptation adaptation, Head? head = null)
+    {
+        Member old = Find(name);
+        if (_compositions.ContainsKey(name)) throw new ArgumentException($"'{name}' is a composition; define it anew instead.", nameof(name));
+        if (!ReferenceEquals(adaptation.Backbone, Backbone)) throw new ArgumentException("The adapter was attached to another backbone object; attach it to the backbone of this set.", nameof(adaptation));
+        JsonObject was = JsonNode.Parse(PeftMethods.ToJson(old.Adaptation.Method))!.AsObject(), now = JsonNode.Parse(PeftMethods.ToJson(adaptation.Method))!.AsObject();
+        string[] changed = [.. was.Select(p => p.Key).Union(now.Select(p => p.Key)).Where(k => !_swappable.Contains(k) && was[k]?.ToJsonString() != now[k]?.ToJsonString())];
+        if (changed.Length > 0)
+            throw new ArgumentException($"The adapters differ in {string.Join(", ", changed.Select(k => $"{k} ({was[k]?.ToJsonString() ?? "none"}, now {now[k]?.ToJsonString() ?? "none"})"))}; add the new one under a name of its own.", nameof(adaptation));
+        string[] more = [.. adaptation.Patches.Keys.Where(site => !old.Adaptation.Patches.ContainsKey(site)).Select(Backbone.PathOf)];
+        if (more.Length > 0) throw new ArgumentException($"The new adapter has sites that '{name}' has not: {NearNames.List(more)}; add it under a name of its own.", nameof(adaptation));
+        _members[name] = new Member(adaptation, head ?? old.Head);
+        old.Adaptation.Dispose();
+        if (head is not null) old.Head?.Dispose();
+        foreach ((string user, Composition tree) in _compositions.Where(c => c.Value.Names.Contains(name)).ToList())
+            _members[user] = new Member(Compose(tree, []), Find(tree.Last).Head);
     }
 
     /// <summary>Gives a composition a name of its own, by which rows may wear it like an adapter; it is scored by the head of its last adapter.</summary>
@@ -153,6 +180,30 @@ public sealed class AdapterSet : IDisposable
             if (!composition.Names.Contains(name) && !fusions.ContainsKey(name))
                 throw new ArgumentException($"'{name}' shall be trained and is no part of {composition}.", nameof(trained));
         return new ComposedAdaptation(this, composition, fusions, trained ?? [.. fusions.Keys], skipLayers ?? []);
+    }
+
+    /// <summary>
+    /// Scores of a composition's output: where it is a Parallel or a BatchSplit, the head of each child on the child's rows, else
+    /// the head of the last adapter on all.
+    /// </summary>
+    /// <param name="composition">What the pass wore.</param>
+    /// <param name="output">What the backbone gave.</param>
+    /// <param name="pass">The same pass.</param>
+    /// <returns>The name whose head scored, and its scores <c>[rows, classes]</c>; child by child.</returns>
+    public IReadOnlyList<(string Name, Tensor Scores)> Heads(Composition composition, BackboneOutput output, Pass pass)
+    {
+        if (composition.Kind is not (CompositionKind.Parallel or CompositionKind.BatchSplit))
+            return [(composition.Last, Scores(Find(composition.Last), output, pass))];
+        var scores = new List<(string, Tensor)>();
+        (long Start, long Count)[] spans = Slices.Of(composition, output.Last.shape[0]);
+        for (int i = 0; i < spans.Length; i++)
+        {
+            using Pass.GroupScope _ = pass.Narrow(pass.Group, arange(spans[i].Start, spans[i].Start + spans[i].Count, ScalarType.Int64, output.Last.device));
+            var own = new BackboneOutput(output.Last.narrow(0, spans[i].Start, spans[i].Count), pass.Layout, null);
+            string name = composition.Children[i].Last;
+            scores.Add((name, Scores(Find(name), own, pass)));
+        }
+        return scores;
     }
 
     /// <summary>

@@ -166,6 +166,47 @@ public class AdapterSetTests
         deviations.Report();
     }
 
+    /// <summary>Adapters put in the place of a live one, of the recorded cases.</summary>
+    [TestMethod]
+    [TestCategory("Fixtures")]
+    public void SwappedAdaptersEqualPeft()
+    {
+        var deviations = new Deviations();
+        List<string> done = [];
+        foreach (string folder in Shared.Cases("hf-peft"))
+        {
+            using var fixture = new Fixture(folder);
+            if (fixture.Json["swap_from_first_to"] is not JsonObject swaps) continue;
+            foreach ((string name, JsonNode? expected) in swaps)
+            {
+                using var scope = NewDisposeScope();
+                using TinyBase tiny = HfBases.Load(fixture);
+                using var set = new AdapterSet(tiny.Backbone);
+                PeftAdaptation Read(string adapter)
+                {
+                    using AdapterFolder file = AdapterFolder.Open(fixture.PathOf("adapters", adapter));
+                    return file.Attach(tiny.Backbone, tiny.Head);
+                }
+                set.Add("live", Read("first"));
+                PeftAdaptation other = Read(name);
+                if (expected!["error"] is not null)
+                {
+                    string message = Assert.ThrowsExactly<ArgumentException>(() => set.Swap("live", other)).Message;
+                    Assert.IsTrue(message.Length > 40, message);
+                    other.Dispose();
+                    continue;
+                }
+                set.Swap("live", other);
+                using var off = no_grad();
+                deviations.Add("logits after a swap", $"{fixture.Name} {name}",
+                    new FixtureBatch(fixture).Forward(tiny.Backbone, tiny.Head, new Pass(set.Together("live"))).Logits, fixture["logits/" + name], (double)fixture.Json["tolerance"]!["logits"]!);
+                done.Add(name);
+            }
+        }
+        Console.WriteLine($"{done.Count} swaps: {string.Join(", ", done)}");
+        deviations.Report();
+    }
+
     /// <summary>Adapters of several methods that are active at once, of the recorded cases.</summary>
     [TestMethod]
     [TestCategory("Fixtures")]

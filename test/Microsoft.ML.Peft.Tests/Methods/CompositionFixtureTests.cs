@@ -254,6 +254,54 @@ public class CompositionFixtureTests
         _deviations.Report();
     }
 
+    /// <summary>Each child of a Parallel or a BatchSplit with a head of its own: scores, losses, gradients.</summary>
+    [TestMethod]
+    public void HeadsOfCompositionsEqualAdapterHub()
+    {
+        List<string> done = [];
+        foreach (string folder in Shared.Cases("adapterhub"))
+        {
+            using var fixture = new Fixture(folder);
+            if (!fixture.Has("labels") || fixture.Json["losses"] is not JsonObject losses || !Directory.Exists(fixture.PathOf("adapters")) || Base(fixture) is not { } at) continue;
+            using var scope = NewDisposeScope();
+            using var tiny = new TinyBase(at);
+            using var set = new AdapterSet(tiny.Backbone);
+            string[] names = [.. Directory.GetDirectories(fixture.PathOf("adapters")).Select(p => Path.GetFileName(p)!).Order(StringComparer.Ordinal)];
+            foreach (string name in names)
+                set.Add(name, AdapterHubFolder.Attach(fixture.PathOf("adapters", name), tiny.Backbone), AdapterHubFolder.AttachHead(fixture.PathOf("adapters", name), tiny.Backbone));
+            Composition[] children = [.. names.Select(n => (Composition)n)];
+            foreach ((string key, JsonNode? loss) in losses)
+            {
+                long[] sizes = [.. names.Select(n => fixture[$"out/{key}/{n}"].shape[0])];
+                Composition tree = key == "parallel" ? Composition.Parallel(children) : Composition.BatchSplit(sizes, children);
+                PeftAdaptation worn = set.Compose(tree, names);
+                foreach (NamedParameter p in names.SelectMany(set.ParametersOf)) p.SetTrainable(true);
+                var pass = new Pass(worn.Table());
+                Tensor labels = fixture["labels"];
+                Tensor? total = null;
+                long row = 0;
+                foreach ((string name, Tensor scores) in set.Heads(tree, tiny.Backbone.Forward(AdapterHubBatch.Of(fixture), pass), pass))
+                {
+                    _deviations.Add("scores of a head", $"{fixture.Name} {key}/{name}", scores, fixture[$"out/{key}/{name}"], (double)fixture.Json["tolerance"]!);
+                    Tensor wanted = tree.Copies > 1 ? labels : labels.narrow(0, row, scores.shape[0]);
+                    row += scores.shape[0];
+                    Tensor part = nn.functional.cross_entropy(scores, wanted);
+                    total = total is null ? part : total + part;
+                }
+                _deviations.Add("loss of heads", $"{fixture.Name} {key}", Math.Abs(total!.item<float>() - (double)loss!), 5e-5);
+                if (tree.Copies == 1) continue;
+                PlainAdamW.ZeroGradients(names.SelectMany(set.ParametersOf));
+                total.backward();
+                foreach ((string name, Tensor expected) in fixture.Under("grad/"))
+                    if (names.SelectMany(set.ParametersOf).FirstOrDefault(p => p.Name == name)?.Value.grad is { } gradient) _deviations.Add("gradient", $"{fixture.Name} {name}", gradient, expected, 1e-5);
+                    else _deviations.Fail($"{fixture.Name}: no gradient for {name}");
+            }
+            done.Add(fixture.Name);
+        }
+        Console.WriteLine($"{done.Count} cases: {string.Join(", ", done)}");
+        _deviations.Report();
+    }
+
     [TestMethod]
     public void AveragedAdaptersEqualAdapterHub()
     {
