@@ -15,7 +15,7 @@ internal static class CompareCommand
 {
     private const string Frozen = "head-only";
 
-    private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between, or 'all'. Options of a method after it: lora:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
+    private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between, or 'all'. A rate and options of a method after it: lora@5e-3:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
     private static readonly Option<string> _data = new("--data") { Description = "Training table.", Required = true };
     private static readonly Option<string> _eval = new("--eval") { Description = "Table to evaluate on.", Required = true };
     private static readonly Option<string> _text = new("--text") { Description = "Column with the text.", Required = true };
@@ -49,8 +49,12 @@ internal static class CompareCommand
         string[] names = call.GetValue(_methods) is "all" or null ? [.. PeftMethods.Ids] : call.GetValue(_methods)!.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries);
         if (names.Length == 0) throw new UsageException("--methods names no method.");
         foreach (string name in names)
-            if (!PeftMethods.Ids.Contains(name.Split(':')[0])) throw new UsageException($"--methods: unknown method '{name.Split(':')[0]}'.{NearNames.Hint(name.Split(':')[0], PeftMethods.Ids)} Known: {string.Join(", ", PeftMethods.Ids)}.");
-        if (!names.Contains(Frozen)) names = [Frozen, .. names];
+        {
+            (string id, string? rate) = Parts(name);
+            if (!PeftMethods.Ids.Contains(id)) throw new UsageException($"--methods: unknown method '{id}'.{NearNames.Hint(id, PeftMethods.Ids)} Known: {string.Join(", ", PeftMethods.Ids)}.");
+            if (rate is not null && !(double.TryParse(rate, NumberStyles.Float, CultureInfo.InvariantCulture, out double value) && value > 0)) throw new UsageException($"--methods: '{name}' has the learning rate '{rate}'; expected is a number above 0.");
+        }
+        if (!names.Any(n => Parts(n).Id == Frozen)) names = [Frozen, .. names];
         string folder = Directory.CreateTempSubdirectory("peft-compare-").FullName;
         try
         {
@@ -68,6 +72,13 @@ internal static class CompareCommand
         {
             Directory.Delete(folder, recursive: true);
         }
+    }
+
+    // lora@5e-3:rank=16 -> lora, 5e-3
+    private static (string Id, string? Rate) Parts(string name)
+    {
+        string[] parts = name.Split(':')[0].Split('@', 2);
+        return (parts[0], parts.Length > 1 ? parts[1] : null);
     }
 
     private static string Progress(Entry entry) => entry.Failure is { } failure ? $"{entry.Name}: {failure}"
@@ -92,12 +103,13 @@ internal static class CompareCommand
         List<string> words =
         [
             "train", "text-classification", "--data", data, "--eval", call.GetValue(_eval)!, "--text", call.GetValue(_text)!, "--label", call.GetValue(_label)!,
-            "--method", parts[0], "--epochs", $"{call.GetValue(_epochs)}", "--batch", $"{call.GetValue(_batch)}", "--max-tokens", $"{call.GetValue(_maxTokens)}",
+            "--method", Parts(name).Id, "--epochs", $"{call.GetValue(_epochs)}", "--batch", $"{call.GetValue(_batch)}", "--max-tokens", $"{call.GetValue(_maxTokens)}",
             "--seed", $"{call.GetValue(_seed)}", "--out", model, "--report", report,
         ];
         if (call.GetValue(_text2) is { } second) words.AddRange(["--text2", second]);
         if (call.GetValue(_backbone) is { } backbone) words.AddRange(["--backbone", backbone]);
-        if (call.GetValue(_rate) is { } rate) words.AddRange(["--learning-rate", rate.ToString(CultureInfo.InvariantCulture)]);
+        if (Parts(name).Rate is { } own) words.AddRange(["--learning-rate", own, "--head-learning-rate", "1e-2"]);
+        else if (call.GetValue(_rate) is { } rate) words.AddRange(["--learning-rate", rate.ToString(CultureInfo.InvariantCulture)]);
         foreach (string setting in parts.Skip(1)) words.AddRange(["--set", setting]);
         (int code, string error) = Start(words);
         if (code != 0 || !File.Exists(report)) return new Entry(name, 0, 0, 0, 0, 0, 0, error.Length == 0 ? $"ended with code {code}" : error);
@@ -124,7 +136,7 @@ internal static class CompareCommand
 
     private static void Write(ParseResult call, List<Entry> entries)
     {
-        Entry? frozen = entries.FirstOrDefault(e => e.Name == Frozen && e.Failure is null), lora = entries.FirstOrDefault(e => e.Name == "lora" && e.Failure is null);
+        Entry? frozen = entries.FirstOrDefault(e => Parts(e.Name).Id == Frozen && e.Failure is null), lora = entries.FirstOrDefault(e => Parts(e.Name).Id == "lora" && e.Failure is null);
         static string Number(double value, string form) => value.ToString(form, CultureInfo.InvariantCulture);
         string table = MarkdownTable.Make(
             ["method", "accuracy", "macro F1", "over frozen head", "trained", "seconds", lora is null ? "-" : "time over LoRA", "peak MiB", "file MiB"],
