@@ -84,6 +84,30 @@ public class MethodBackboneTests
         Assert.IsEmpty(refusals, string.Join(Environment.NewLine, refusals));
     }
 
+    /// <summary>The matrix as one table: for every method the rows that hold on each network, out of those that there are.</summary>
+    [TestMethod]
+    public void TheTableOfMethodsAndNetworks()
+    {
+        MatrixBackbone[] kinds = [.. MatrixBackbone.All];
+        TestContext.WriteLine($"{"method",-24} {"bert",8} {string.Join(' ', kinds.Select(k => $"{k.Name,8}"))}   reasons");
+        foreach (IGrouping<string, string> method in _rows.Keys.GroupBy(row => _rows[row]().Id).OrderBy(g => g.Key, StringComparer.Ordinal))
+        {
+            var cells = new List<string> { $"{method.Count()}/{method.Count()}" };
+            var reasons = new SortedSet<string>(StringComparer.Ordinal);
+            foreach (MatrixBackbone kind in kinds)
+            {
+                int holds = 0;
+                foreach (string row in method)
+                    if (MatrixRows.NotOn.TryGetValue($"{kind.Name}: {row}", out string? reason)) reasons.Add($"{kind.Name}: {reason}");
+                    else if (Refused(kind, row) is null) holds++;
+                cells.Add($"{holds}/{method.Count()}");
+                // A method that no network but BERT takes, and no reason for it, is a hole in the matrix.
+                if (holds == 0) Assert.IsTrue(reasons.Any(r => r.StartsWith(kind.Name + ":", StringComparison.Ordinal)), $"{method.Key} on {kind.Name}: no row holds and no reason is given");
+            }
+            TestContext.WriteLine($"{method.Key,-24} {string.Join(' ', cells.Select(c => $"{c,8}"))}   {string.Join("; ", reasons)}");
+        }
+    }
+
     /// <summary>bfloat16 networks run near the float32 ones and train.</summary>
     [TestMethod]
     [DynamicData(nameof(Kinds))]
