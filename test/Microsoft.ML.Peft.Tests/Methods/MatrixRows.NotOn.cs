@@ -19,7 +19,6 @@ internal static partial class MatrixRows
         ["t5: lst random"] = "there is no side block with a gated feed-forward part",
         ["t5: shadow"] = "it runs beside one stack of layers",
         ["t5: shadow of one layer"] = "it runs beside one stack of layers",
-        ["t5: unipelt"] = "its prefix gates of self- and cross-attention would have one name",
         ["vit: pfeiffer-inv"] = "the network has no table of words",
         ["vit: houlsby-inv"] = "the network has no table of words",
         ["t5: vpt"] = "the token that stands for the row is not the first",
