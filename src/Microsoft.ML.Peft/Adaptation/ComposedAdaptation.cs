@@ -5,9 +5,12 @@ using static TorchSharp.torch;
 namespace Microsoft.ML.Peft.Adaptation;
 
 /// <summary>Several adapters of a set as one adaptation, put together as a <see cref="Composition"/> says. It borrows their parameters.</summary>
-internal sealed class ComposedAdaptation : PeftAdaptation
+internal sealed class ComposedAdaptation : JoinedAdaptation
 {
-    private readonly IReadOnlyList<PeftAdaptation> _parts;
+    protected override IReadOnlyList<PeftAdaptation> Parts { get; }
+
+    // What is frozen neither learns nor changes itself by step.
+    protected override IEnumerable<PeftAdaptation> Learning => Parts.Where(part => part.Parameters.Any(p => p.Trainable));
 
     /// <param name="set">Where the adapters are.</param>
     /// <param name="tree">How they work together.</param>
@@ -18,7 +21,7 @@ internal sealed class ComposedAdaptation : PeftAdaptation
         : base(set[tree.First].Method, set.Backbone, owns: false)
     {
         string[] names = [.. tree.Names.Distinct()];
-        _parts = [.. names.Select(name => set[name]), .. fusions.Values.Select(f => f.Adaptation)];
+        Parts = [.. names.Select(name => set[name]), .. fusions.Values.Select(f => f.Adaptation)];
         foreach (string name in names) Borrow(set[name], trained.Contains(name));
         foreach ((string name, FusedParts fusion) in fusions) Borrow(fusion.Adaptation, trained.Contains(name));
         var leaves = names.ToDictionary(name => name, name => set[name].Patches);
@@ -63,29 +66,6 @@ internal sealed class ComposedAdaptation : PeftAdaptation
             all = all is null ? patch : PatchStack.Of(site, all, patch);
         }
         return all;
-    }
-
-    public override void BeforePass(Pass pass, Backbones.TokenBatch batch)
-    {
-        foreach (PeftAdaptation part in _parts) part.BeforePass(pass, batch);
-    }
-
-    public override Tensor? ExtraLoss(Pass pass)
-    {
-        Tensor? sum = null;
-        foreach (PeftAdaptation part in _parts)
-            if (part.Parameters.Any(p => p.Trainable) && part.ExtraLoss(pass) is { } loss) sum = sum is null ? loss : sum + loss;
-        return sum;
-    }
-
-    public override void BeforeStep(long step)
-    {
-        foreach (PeftAdaptation part in _parts) part.BeforeStep(step);
-    }
-
-    public override void AfterStep(long step)
-    {
-        foreach (PeftAdaptation part in _parts) part.AfterStep(step);
     }
 }
 

@@ -133,13 +133,13 @@ public sealed class UniPeltOptions : UnionOptions
 }
 
 /// <summary>The parts of a union: it owns their parameters, wears their patches and passes every hook on.</summary>
-internal sealed class UnionAdaptation : PeftAdaptation
+internal sealed class UnionAdaptation : JoinedAdaptation
 {
-    private readonly IReadOnlyList<PeftAdaptation> _parts;
+    protected override IReadOnlyList<PeftAdaptation> Parts { get; }
 
     public UnionAdaptation(UnionOptions method, Backbone backbone, IReadOnlyList<PeftAdaptation> parts) : base(method, backbone)
     {
-        _parts = parts;
+        Parts = parts;
         foreach (PeftAdaptation part in parts)
         {
             foreach (NamedParameter parameter in part.Parameters)
@@ -150,43 +150,5 @@ internal sealed class UnionAdaptation : PeftAdaptation
             }
             foreach ((Site site, Patch patch) in part.Patches) Attach(site, patch);
         }
-    }
-
-    public override void Filled()
-    {
-        foreach (PeftAdaptation part in _parts) part.Filled();
-    }
-
-    public override void Attached(Head head)
-    {
-        foreach (PeftAdaptation part in _parts) part.Attached(head);
-    }
-
-    public override void BeforePass(Pass pass, TokenBatch batch)
-    {
-        foreach (PeftAdaptation part in _parts) part.BeforePass(pass, batch);
-    }
-
-    public override Tensor? ExtraLoss(Pass pass)
-    {
-        Tensor? sum = null;
-        foreach (PeftAdaptation part in _parts)
-            if (part.ExtraLoss(pass) is { } loss) sum = sum is null ? loss : sum + loss;
-        return sum;
-    }
-
-    public override void BeforeStep(long step)
-    {
-        foreach (PeftAdaptation part in _parts) part.BeforeStep(step);
-    }
-
-    public override void AfterStep(long step)
-    {
-        foreach (PeftAdaptation part in _parts) part.AfterStep(step);
-    }
-
-    public override void Finished()
-    {
-        foreach (PeftAdaptation part in _parts) part.Finished();
     }
 }
