@@ -14,7 +14,6 @@ internal readonly record struct AdapterRow(TextRow Text, string Adapter);
 /// <summary>Several trained classifiers over one backbone, without columns; each row names its adapter. Immutable but for disposal.</summary>
 internal sealed class TextAdapterClassifier : IDisposable
 {
-    private const int TokensABatch = 2048;
     private int _disposed;
 
     public TextAdapterClassifier(Backbone backbone, AdapterSet adapters, TextTokenizer tokenizer, LabelSet labels, int maxTokens) =>
@@ -40,31 +39,7 @@ internal sealed class TextAdapterClassifier : IDisposable
             TextEncoding encoding = Tokenizer.Encode(rows[i].Text.First, rows[i].Text.Second, MaxTokens);
             examples[i] = new Example { Ids = encoding.Ids, TypeIds = encoding.TypeIds };
         }
-        int[] order = [.. Enumerable.Range(0, examples.Length).OrderBy(i => examples[i].Length)];
-        var results = new ClassScores[examples.Length];
-        for (int start = 0; start < order.Length;)
-        {
-            int count = 1;
-            while (start + count < order.Length && (count + 1) * examples[order[start + count]].Length <= TokensABatch) count++;
-            ScoreBatch(rows, examples, order.AsSpan(start, count), results);
-            start += count;
-        }
-        return results;
-    }
-
-    private void ScoreBatch(IReadOnlyList<AdapterRow> rows, Example[] examples, ReadOnlySpan<int> places, ClassScores[] results)
-    {
-        var batch = new Example[places.Length];
-        var names = new string[places.Length];
-        for (int i = 0; i < batch.Length; i++) (batch[i], names[i]) = (examples[places[i]], rows[places[i]].Adapter);
-        using var off = no_grad();
-        using var scope = NewDisposeScope();
-        TokenBatch tokens = MiniBatch.ToTokens(BatchArrays.Of(batch, Backbone.Config, 1), Backbone.Device);
-        Tensor logits = Adapters.Forward(tokens, names).to_type(ScalarType.Float32).cpu().contiguous();
-        float[] scores = logits.data<float>().ToArray(), shares = logits.softmax(-1).data<float>().ToArray();
-        int classes = scores.Length / batch.Length;
-        for (int i = 0; i < batch.Length; i++)
-            results[places[i]] = new ClassScores(shares.AsSpan(i * classes, classes).ToArray(), scores.AsSpan(i * classes, classes).ToArray());
+        return LengthBatches.Score(Backbone, examples, (tokens, places) => Adapters.Forward(tokens, Array.ConvertAll(places, i => rows[i].Adapter)));
     }
 
     public void Dispose()

@@ -30,9 +30,6 @@ internal readonly record struct ClassScores(float[] Probabilities, float[] Logit
 /// </summary>
 internal sealed class TextClassifier : IDisposable
 {
-    // Padded tokens of one forward pass: large enough to keep the products busy, small enough for the caches.
-    private const int TokensABatch = 2048;
-
     private readonly AdaptedModel _model;
     private int _disposed;
 
@@ -69,31 +66,7 @@ internal sealed class TextClassifier : IDisposable
                 "The transformer was disposed. A PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }.");
         var examples = new Example[rows.Count];
         for (int i = 0; i < examples.Length; i++) examples[i] = Encode(rows[i]);
-        int[] order = [.. Enumerable.Range(0, examples.Length).OrderBy(i => examples[i].Length)];
-        var results = new ClassScores[examples.Length];
-        for (int start = 0; start < order.Length;)
-        {
-            int count = 1;
-            while (start + count < order.Length && (count + 1) * examples[order[start + count]].Length <= TokensABatch) count++;
-            ScoreBatch(examples, order.AsSpan(start, count), results);
-            start += count;
-        }
-        return results;
-    }
-
-    private void ScoreBatch(Example[] examples, ReadOnlySpan<int> rows, ClassScores[] results)
-    {
-        var batch = new Example[rows.Length];
-        for (int i = 0; i < batch.Length; i++) batch[i] = examples[rows[i]];
-        using var off = no_grad();
-        using var scope = NewDisposeScope();
-        TokenBatch tokens = MiniBatch.ToTokens(BatchArrays.Of(batch, _model.Backbone.Config, 1), _model.Backbone.Device);
-        Tensor logits = _model.Forward(tokens, new Pass(_model.Patches)).to_type(ScalarType.Float32).cpu();
-        float[] scores = logits.data<float>().ToArray();
-        float[] shares = logits.softmax(-1).data<float>().ToArray();
-        int classes = scores.Length / batch.Length;
-        for (int i = 0; i < batch.Length; i++)
-            results[rows[i]] = new ClassScores(shares.AsSpan(i * classes, classes).ToArray(), scores.AsSpan(i * classes, classes).ToArray());
+        return LengthBatches.Score(_model.Backbone, examples, (tokens, _) => _model.Forward(tokens, new Pass(_model.Patches)));
     }
 
     public void Dispose()
