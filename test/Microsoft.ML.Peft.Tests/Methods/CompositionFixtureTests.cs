@@ -1,6 +1,5 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
-using System.Globalization;
 using System.Text.Json.Nodes;
 using System.Text.RegularExpressions;
 using Microsoft.ML.Peft.Adaptation;
@@ -148,7 +147,7 @@ public class CompositionFixtureTests
         string where = $"{fixture.Name} {key}: {entry["expression"]}";
         try
         {
-            Composition tree = Expression.Parse((string)entry["expression"]!);
+            Composition tree = CompositionExpression.Parse((string)entry["expression"]!);
             if (error != "ValueError" && !tree.Names.All(set.Names.Contains)) return;
             Tensor output = Run(fixture, backbone, set.Compose(tree));
             if (error == "ValueError") _deviations.Fail($"{where} should be refused");
@@ -168,12 +167,12 @@ public class CompositionFixtureTests
         {
             using var fixture = new Fixture(folder);
             if (fixture.Json["train"]?["losses"] is not JsonArray losses || !Directory.Exists(fixture.PathOf("adapters")) || Base(fixture) is not { } at || !fixture.Has("on.last_hidden_state")) continue;
-            string? call = fixture.Json["api"]!.AsArray().Select(a => Expression.In((string)a!)).FirstOrDefault(a => a is not null);
+            string? call = fixture.Json["api"]!.AsArray().Select(a => CompositionExpression.In((string)a!)).FirstOrDefault(a => a is not null);
             if (call is null) continue;
             using var scope = NewDisposeScope();
             using var tiny = new TinyBase(at);
             using AdapterSet set = Load(fixture, tiny.Backbone);
-            Composition tree = Expression.Parse(call);
+            Composition tree = CompositionExpression.Parse(call);
             string[] trained = [.. fixture.Json["trainable"]!["shapes"]!.AsObject().Select(s => Regex.Match(s.Key, @"\.(?:adapters|adapter_fusion_layer)\.([^.]+)\.").Groups[1].Value).Distinct()];
             PeftAdaptation worn = set.Compose(tree, trained);
             if (worn.TrainableCount != (long)fixture.Json["trainable"]!["count"]!) _deviations.Fail($"{fixture.Name}: {worn.TrainableCount} trained numbers, expected {fixture.Json["trainable"]!["count"]}");
@@ -354,90 +353,4 @@ public class CompositionFixtureTests
     private static PeftAdaptation Average(AdapterSet set, JsonNode entry) => AdapterAveraging.Average(
         [.. entry["adapters"]!.AsArray().Select(n => set[(string)n!])], entry["weights"]?.AsArray().Select(w => (double)w!).ToArray(),
         (bool?)entry["normalize_weights"] ?? true, Strategy(entry), (int?)entry["svd_rank"], "new");
-
-    /// <summary>Trees as the package writes them: <c>Stack('a', BatchSplit('b', 'c', batch_sizes=[2, 1]))</c>.</summary>
-    private static class Expression
-    {
-        private static readonly Regex _token = new(@"\G\s*(?:(?<name>'[^']*')|(?<word>[A-Za-z_]+)|(?<number>-?[0-9.]+)|(?<sign>[()\[\],=]))");
-
-        public static string? In(string call) => Regex.Match(call, @"(?:set_active_adapters|train_adapter_fusion|add_adapter_fusion)\((?<tree>(?:Stack|Fuse|Parallel|Split|BatchSplit|Average)\(.*?\)(?=\)|,\s*\w+=))") is { Success: true } match ? match.Groups["tree"].Value : null;
-
-        public static Composition Parse(string text)
-        {
-            int at = 0;
-            return Tree(text, ref at);
-        }
-
-        private static string Next(string text, ref int at)
-        {
-            Match match = _token.Match(text, at);
-            Assert.IsTrue(match.Success, $"{text} at {at}");
-            at += match.Length;
-            return match.Value.Trim();
-        }
-
-        private static string Peek(string text, int at) => Next(text, ref at);
-
-        private static Composition Tree(string text, ref int at)
-        {
-            string word = Next(text, ref at);
-            if (word[0] == '\'') return word.Trim('\'');
-            var children = new List<Composition>();
-            var settings = new Dictionary<string, double[]>();
-            Next(text, ref at);                                                  // (
-            while (Peek(text, at) != ")")
-            {
-                int before = at;
-                string token = Next(text, ref at);
-                if (token == ",") continue;
-                if (Peek(text, at) == "=")
-                {
-                    Next(text, ref at);
-                    settings[token] = Numbers(text, ref at);
-                    continue;
-                }
-                at = before;
-                children.Add(Tree(text, ref at));
-            }
-            Next(text, ref at);
-            Composition[] all = [.. children];
-            long[] Sizes(string name) => [.. settings[name].Select(n => (long)n)];
-            return word switch
-            {
-                "Stack" => Composition.Stack(all),
-                "Fuse" => Composition.Fuse(all),
-                "Parallel" => Composition.Parallel(all),
-                "Average" => Composition.Average([.. settings.GetValueOrDefault("weights", [.. all.Select(_ => 1.0 / all.Length)]).Select(w => w / all.Length)], false, all),
-                "Split" => Composition.Split(Sizes("splits"), all),
-                "BatchSplit" => Composition.BatchSplit(Sizes("batch_sizes"), all),
-                _ => throw new NotSupportedException(word),
-            };
-        }
-
-        private static double[] Numbers(string text, ref int at)
-        {
-            var numbers = new List<double>();
-            bool list = Peek(text, at) == "[";
-            do
-            {
-                string token = Next(text, ref at);
-                if (token == "]") break;
-                if (double.TryParse(token, NumberStyles.Float, CultureInfo.InvariantCulture, out double number)) numbers.Add(number);
-            }
-            while (list);
-            return [.. numbers];
-        }
-    }
-}
-
-/// <summary>The batch of a case of adapterhub, whatever its base reads.</summary>
-internal static class AdapterHubBatch
-{
-    public static TokenBatch Of(Fixture fixture) => fixture.Has("pixel_values")
-        ? TokenBatch.OfImages(fixture["pixel_values"])
-        : new TokenBatch(fixture["input_ids"], fixture["attention_mask"], fixture.Has("token_type_ids") ? fixture["token_type_ids"] : null)
-        {
-            DecoderIds = fixture.Has("decoder_input_ids") ? fixture["decoder_input_ids"] : null,
-            DecoderMask = fixture.Has("decoder_attention_mask") ? fixture["decoder_attention_mask"] : null,
-        };
 }
