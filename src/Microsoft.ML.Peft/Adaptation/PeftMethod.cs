@@ -111,6 +111,14 @@ public abstract class PeftMethod
     {
     }
 
+    /// <summary>Refuses a share outside of [0, 1).</summary>
+    /// <param name="option">Name of the option.</param>
+    /// <param name="value">What was given.</param>
+    protected void CheckShare(string option, double value)
+    {
+        if (!(value >= 0 && value < 1)) throw Invalid(option, value, "0 up to, not including, 1");
+    }
+
     /// <summary>An option out of range.</summary>
     /// <param name="option">Name of the option.</param>
     /// <param name="value">What was given.</param>

@@ -94,6 +94,10 @@ public abstract class TargetedMethod : PeftMethod
                 + $"Candidates: {string.Join(", ", Candidates(backbone, all))}.", "target_modules");
     }
 
+    /// <summary>True where files keep the weight of an adapted map turned: the field <c>fan_in_fan_out</c>.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    protected bool StoresTransposed(Backbone backbone) => SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+
     /// <summary>True where the method can adapt a site of this kind.</summary>
     /// <param name="site">A site that a target names.</param>
     protected virtual bool Adapts(WeightSite site) => site is Projection;

@@ -147,8 +147,8 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
         }
         if (Init is not ("bert" or "mam_adapter" or "houlsby")) throw Invalid(nameof(Init), $"'{Init}'", "bert, mam_adapter or houlsby");
         if (Scaling is not ("learned" or "channel") && Constant is null) throw Invalid(nameof(Scaling), $"'{Scaling}'", "a finite number, learned or channel");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
-        if (!(StochasticDepth >= 0 && StochasticDepth < 1)) throw Invalid(nameof(StochasticDepth), StochasticDepth, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
+        CheckShare(nameof(StochasticDepth), StochasticDepth);
         if (Invertible is not (null or "nice")) throw Invalid(nameof(Invertible), $"'{Invertible}'", "null or nice");
         if (!(InvertibleReductionFactor > 0) || !double.IsFinite(InvertibleReductionFactor)) throw Invalid(nameof(InvertibleReductionFactor), InvertibleReductionFactor, "above 0");
         if (Phm) ValidatePhm();

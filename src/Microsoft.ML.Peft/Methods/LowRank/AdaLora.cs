@@ -103,7 +103,7 @@ public sealed class AdaLoraOptions : SiteMethod
         if (InitialRank is < 1 or > 4096) throw Invalid(nameof(InitialRank), InitialRank, "1 to 4096");
         if (TargetRank < 1 || TargetRank > InitialRank) throw Invalid(nameof(TargetRank), TargetRank, $"1 to InitialRank = {InitialRank}");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (TotalSteps < 1) throw Invalid(nameof(TotalSteps), TotalSteps, "null, or 1 or more");
         if (InitialSteps < 0) throw Invalid(nameof(InitialSteps), InitialSteps, "null, or 0 or more");
         if (FinalSteps < 0) throw Invalid(nameof(FinalSteps), FinalSteps, "null, or 0 or more");
@@ -227,7 +227,7 @@ public sealed class AdaLoraOptions : SiteMethod
         config["init_lora_weights"] = InitWeights;
         config["rank_pattern"] = RankPattern.Count == 0 ? null
             : new JsonObject(RankPattern.Select(p => KeyValuePair.Create(p.Key, (JsonNode?)AdapterConfig.Array(p.Value))));
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["ensure_weight_tying"] = false;
         config["layer_replication"] = null;
         config["loftq_config"] = new JsonObject();

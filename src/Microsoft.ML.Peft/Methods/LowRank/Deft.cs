@@ -74,7 +74,7 @@ public sealed class DeftOptions : SiteMethod
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (Alpha is { } alpha && (!(alpha > 0) || !double.IsFinite(alpha))) throw Invalid(nameof(Alpha), alpha, "null, or a finite number above 0");
         if (!Enum.IsDefined(Decomposition)) throw Invalid(nameof(Decomposition), Decomposition, "relu or qr");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     private double Scale => Alpha is { } alpha ? alpha / Rank : 1;
@@ -128,7 +128,7 @@ public sealed class DeftOptions : SiteMethod
         _carried.Write(config);
         config["bias"] = "none";
         config["init_weights"] = true;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["r"] = Rank;
         config["alpha"] = Alpha is { } alpha ? AdapterConfig.Number(alpha) : null;
         config["decomposition_method"] = Decomposition == DeftDecomposition.Qr ? "qr" : "relu";

@@ -59,7 +59,7 @@ public sealed class DeloraOptions : SiteMethod
         base.Validate();
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (!(Lambda > 0) || !double.IsFinite(Lambda)) throw Invalid(nameof(Lambda), Lambda, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
         foreach ((string key, double lambda) in LambdaPattern)

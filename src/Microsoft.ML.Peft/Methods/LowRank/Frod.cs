@@ -67,7 +67,7 @@ public sealed class FrodOptions : SiteMethod
         base.Validate();
         if (!(SparseRate > 0 && SparseRate < 1)) throw Invalid(nameof(SparseRate), SparseRate, "between 0 and 1");
         if (!(Regularization > 0) || !double.IsFinite(Regularization)) throw Invalid(nameof(Regularization), Regularization, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     // Modules of one kind, by the last two parts of their names.
@@ -200,7 +200,7 @@ public sealed class FrodOptions : SiteMethod
         config["init_weights"] = true;
         config["save_projection"] = SaveProjection;
         config["projection_prng_key"] = ProjectionSeed;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["sparse_rate"] = SparseRate;
         config["regularization_alpha"] = Regularization;
         config["frod_dropout"] = Dropout;

@@ -64,7 +64,7 @@ public sealed class GraloraOptions : SiteMethod
         if (Blocks < 1 || Rank % Blocks != 0) throw Invalid(nameof(Blocks), Blocks, $"a divisor of Rank = {Rank}");
         if (GeneralRank is < 0 or > 4096) throw Invalid(nameof(GeneralRank), GeneralRank, "0 to 4096");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     /// <inheritdoc/>

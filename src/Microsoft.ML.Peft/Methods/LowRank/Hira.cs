@@ -50,7 +50,7 @@ public sealed class HiraOptions : SiteMethod
     {
         base.Validate();
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
     }

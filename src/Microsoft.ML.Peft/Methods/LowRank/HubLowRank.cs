@@ -55,7 +55,7 @@ public abstract class HubLowRankOptions : PeftMethod
         if (Name.Length == 0 || Name.Contains('.')) throw Invalid(nameof(Name), $"'{Name}'", "a name without dots");
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         foreach (string matrix in AttentionMatrices)
             if (matrix is not ("q" or "k" or "v")) throw Invalid(nameof(AttentionMatrices), $"'{matrix}'", "q, k and v");
         if (!Intermediate && !Output && (!SelfAttention || AttentionMatrices.Length == 0))

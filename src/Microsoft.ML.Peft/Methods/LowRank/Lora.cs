@@ -128,7 +128,7 @@ public sealed partial class LoraOptions : TargetedMethod
         base.Validate();
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!Enum.IsDefined(BiasMode)) throw Invalid(nameof(BiasMode), BiasMode, string.Join(", ", Enum.GetNames<BiasMode>()));
         if (!Enum.IsDefined(LoraFa)) throw Invalid(nameof(LoraFa), LoraFa, string.Join(", ", Enum.GetNames<LoraFaMode>()));
         if (LoraPlusRatio is { } ratio && !(ratio >= 1 && double.IsFinite(ratio))) throw Invalid(nameof(LoraPlusRatio), ratio, "null, or 1 or more");

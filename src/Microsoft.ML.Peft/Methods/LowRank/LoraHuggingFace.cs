@@ -90,7 +90,7 @@ public sealed partial class LoraOptions
         config["init_lora_weights"] = Init switch { "default" => true, "false" => false, _ => Init };
         config["rank_pattern"] = new JsonObject(Ordered(RankPattern, RankAt, backbone).Select(p => KeyValuePair.Create(p.Key, (JsonNode?)p.Value)));
         config["alpha_pattern"] = new JsonObject(Ordered(AlphaPattern, AlphaAt, backbone).Select(p => KeyValuePair.Create(p.Key, (JsonNode?)AdapterConfig.Number(p.Value))));
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["ensure_weight_tying"] = false;
         config["loftq_config"] = new JsonObject();
         config["megatron_core"] = "megatron.core";

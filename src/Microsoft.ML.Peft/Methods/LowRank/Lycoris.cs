@@ -51,8 +51,8 @@ public abstract class LycorisMethod : SiteMethod
         base.Validate();
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(RankDropout >= 0 && RankDropout < 1)) throw Invalid(nameof(RankDropout), RankDropout, "0 up to, not including, 1");
-        if (!(ModuleDropout >= 0 && ModuleDropout < 1)) throw Invalid(nameof(ModuleDropout), ModuleDropout, "0 up to, not including, 1");
+        CheckShare(nameof(RankDropout), RankDropout);
+        CheckShare(nameof(ModuleDropout), ModuleDropout);
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
         foreach ((string key, double alpha) in AlphaPattern)

@@ -68,7 +68,7 @@ public class MissOptions : SiteMethod
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (!Enum.IsDefined(Mode)) throw Invalid(nameof(Mode), Mode, "miss, mini or bat");
         if (MiniRank < 1) throw Invalid(nameof(MiniRank), MiniRank, "1 or more");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (Mode == MissMode.Bat && Dropout > 0 && !FromFile) throw Invalid(nameof(Dropout), Dropout, "0 with Mode = bat");
     }
 

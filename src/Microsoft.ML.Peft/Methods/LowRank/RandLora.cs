@@ -69,7 +69,7 @@ public sealed class RandLoraOptions : SiteMethod
         base.Validate();
         if (Rank is < 1 or > 16384) throw Invalid(nameof(Rank), Rank, "1 to 16384");
         if (!(Alpha > 0) || !double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     private static (long Most, long Least) Extents(WeightSite site) =>
@@ -187,6 +187,6 @@ public sealed class RandLoraOptions : SiteMethod
         config["very_sparse"] = VerySparse;
         config["projection_prng_key"] = ProjectionKey;
         config["save_projection"] = SaveProjection;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }

@@ -82,7 +82,7 @@ public sealed class TinyLoraOptions : SiteMethod
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (U < 1) throw Invalid(nameof(U), U, "1 or more");
         if (!(WeightTying >= 0 && WeightTying <= 1)) throw Invalid(nameof(WeightTying), WeightTying, "0 to 1");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (Init is not ("default" or "uniform")) throw Invalid(nameof(Init), $"'{Init}'", "default or uniform");
         if (!(InitVBound > 0)) throw Invalid(nameof(InitVBound), InitVBound, "above 0");
     }
@@ -183,6 +183,6 @@ public sealed class TinyLoraOptions : SiteMethod
         config["save_projection"] = SaveProjection;
         config["init_v_bound"] = InitVBound;
         config["init_weights"] = Init == "default" ? true : Init;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }

@@ -77,7 +77,7 @@ public sealed class UniLoraOptions : SiteMethod
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (ThetaLength < 1) throw Invalid(nameof(ThetaLength), ThetaLength, "1 or more");
         if (ProjectionSeed < 0) throw Invalid(nameof(ProjectionSeed), ProjectionSeed, "0 or more");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!(InitThetaBound > 0)) throw Invalid(nameof(InitThetaBound), InitThetaBound, "above 0");
     }
 
@@ -165,6 +165,6 @@ public sealed class UniLoraOptions : SiteMethod
         config["unilora_dropout"] = Dropout;
         config["init_theta_d_bound"] = InitThetaBound;
         config["save_indices"] = SaveIndices;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }

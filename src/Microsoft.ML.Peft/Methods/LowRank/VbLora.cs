@@ -85,7 +85,7 @@ public sealed class VbLoraOptions : SiteMethod
         if (SaveOnlyTopkWeights && NumVectors > 256) throw Invalid(nameof(NumVectors), NumVectors, "2 to 256 with SaveOnlyTopkWeights, whose files keep indices as bytes");
         if (VectorLength < 1) throw Invalid(nameof(VectorLength), VectorLength, "1 or more");
         if (Topk < 1 || Topk > NumVectors) throw Invalid(nameof(Topk), Topk, $"1 to NumVectors = {NumVectors}");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!(InitVectorBankBound > 0)) throw Invalid(nameof(InitVectorBankBound), InitVectorBankBound, "above 0");
         if (!(InitLogitsStd >= 0)) throw Invalid(nameof(InitLogitsStd), InitLogitsStd, "0 or more");
     }
@@ -209,6 +209,6 @@ public sealed class VbLoraOptions : SiteMethod
         config["init_vector_bank_bound"] = InitVectorBankBound;
         config["init_logits_std"] = InitLogitsStd;
         config["save_only_topk_weights"] = SaveOnlyTopkWeights;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }

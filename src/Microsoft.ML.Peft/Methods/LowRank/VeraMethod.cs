@@ -65,7 +65,7 @@ public abstract class VeraMethod : SiteMethod
     {
         base.Validate();
         if (Rank is < 1 or > 16384) throw Invalid(nameof(Rank), Rank, "1 to 16384");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!double.IsFinite(DInitial) || DInitial == 0) throw Invalid(nameof(DInitial), DInitial, "a finite number other than 0, or nothing would be trained");
     }
 
@@ -126,7 +126,7 @@ public abstract class VeraMethod : SiteMethod
         config["projection_prng_key"] = ProjectionKey;
         config["save_projection"] = SaveProjection;
         config["init_weights"] = InitWeights;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }
 

@@ -56,7 +56,7 @@ public sealed class BoftOptions : SiteMethod
         if (Blocks < 0) throw Invalid(nameof(Blocks), Blocks, "1 or more, or 0 with BlockSize");
         if ((BlockSize == 0) == (Blocks == 0)) throw Invalid(nameof(Blocks), Blocks, $"{(BlockSize == 0 ? "1 or more" : "0")} with BlockSize = {BlockSize}: give one of the two");
         if (Factors is < 1 or > 16) throw Invalid(nameof(Factors), Factors, "1 to 16");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     /// <inheritdoc/>
@@ -139,7 +139,7 @@ public sealed class BoftOptions : SiteMethod
         WriteTargets(config, backbone);
         config["bias"] = "none";
         config["init_weights"] = true;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["boft_block_size"] = BlockSize;
         config["boft_block_num"] = Blocks;
         config["boft_n_butterfly_factor"] = Factors;

@@ -69,7 +69,7 @@ public sealed class OftOptions : SiteMethod
         if ((BlockSize == 0) == (Blocks == 0)) throw Invalid(nameof(Blocks), Blocks, $"{(BlockSize == 0 ? "1 or more" : "0")} with BlockSize = {BlockSize}: give one of the two");
         if (Terms is < 1 or > 20) throw Invalid(nameof(Terms), Terms, "1 to 20");
         if (!(Radius > 0) || !double.IsFinite(Radius)) throw Invalid(nameof(Radius), Radius, "a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     /// <inheritdoc/>
@@ -148,7 +148,7 @@ public sealed class OftOptions : SiteMethod
         WriteTargets(config, backbone);
         config["bias"] = "none";
         config["init_weights"] = true;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["oft_block_size"] = BlockSize;
         config["r"] = Blocks;
         config["block_share"] = ShareBlock;

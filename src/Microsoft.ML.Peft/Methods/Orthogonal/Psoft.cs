@@ -84,7 +84,7 @@ public sealed class PsoftOptions : SiteMethod
         if (!Enum.IsDefined(Split)) throw Invalid(nameof(Split), Split, "orthonormal or even");
         if (Terms is < 1 or > 20) throw Invalid(nameof(Terms), Terms, "1 to 20");
         if (Radius is { } radius && (!(radius > 0) || !double.IsFinite(radius))) throw Invalid(nameof(Radius), radius, "null, or a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     /// <inheritdoc/>
@@ -152,7 +152,7 @@ public sealed class PsoftOptions : SiteMethod
     {
         WriteTargets(config, backbone);
         _carried.Write(config);
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["init_weights"] = true;
         config["psoft_svd"] = "full";
         config["psoft_orth"] = true;

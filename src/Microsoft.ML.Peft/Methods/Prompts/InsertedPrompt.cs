@@ -56,7 +56,7 @@ public abstract class InsertedPromptMethod : PromptMethod
         base.Validate();
         if (!Enum.IsDefined(Insertion)) throw Invalid(nameof(Insertion), Insertion, string.Join(", ", Enum.GetNames<PromptInsertion>()));
         if (!Enum.IsDefined(Order)) throw Invalid(nameof(Order), Order, string.Join(", ", Enum.GetNames<PromptOrder>()));
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (Submodules is < 1 or > 2) throw Invalid(nameof(Submodules), Submodules, "1, 2 or null");
     }
 

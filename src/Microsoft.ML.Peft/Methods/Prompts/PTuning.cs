@@ -63,7 +63,7 @@ public sealed class PTuningOptions : InsertedPromptMethod
         if (!Enum.IsDefined(Encoder)) throw Invalid(nameof(Encoder), Encoder, string.Join(", ", Enum.GetNames<PromptEncoderKind>()));
         if (HiddenSize < 0) throw Invalid(nameof(HiddenSize), HiddenSize, "0 for the width of the words, or more");
         if (EncoderLayers < 1) throw Invalid(nameof(EncoderLayers), EncoderLayers, "1 or more");
-        if (!(EncoderDropout >= 0 && EncoderDropout < 1)) throw Invalid(nameof(EncoderDropout), EncoderDropout, "0 up to, not including, 1");
+        CheckShare(nameof(EncoderDropout), EncoderDropout);
     }
 
     /// <inheritdoc/>

@@ -60,7 +60,7 @@ public abstract class PrefixMethod : PromptMethod
     public override void Validate()
     {
         base.Validate();
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!Enum.IsDefined(Distance)) throw Invalid(nameof(Distance), Distance, string.Join(", ", Enum.GetNames<PrefixDistance>()));
         foreach (int layer in LeaveOut)
             if (layer < 0) throw Invalid(nameof(LeaveOut), layer, "0 or more");

@@ -77,7 +77,7 @@ public sealed class ShadowOptions : PeftMethod
     {
         if (Rank < 1) throw Invalid(nameof(Rank), Rank, "1 or more");
         if (!double.IsFinite(Alpha)) throw Invalid(nameof(Alpha), Alpha, "a finite number");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (UpdateHiddenSize < 0) throw Invalid(nameof(UpdateHiddenSize), UpdateHiddenSize, "0 for Rank, or more");
         if (ShadowLayers < 1) throw Invalid(nameof(ShadowLayers), ShadowLayers, "1 or more");
         if (ShadowIntermediateSize < 0) throw Invalid(nameof(ShadowIntermediateSize), ShadowIntermediateSize, "0 for the backbone's, or more");

@@ -39,7 +39,7 @@ public sealed class VisualPromptTuningOptions : PromptMethod
     {
         base.Validate();
         if (ProjectFrom < 0) throw Invalid(nameof(ProjectFrom), ProjectFrom, "0 for none, or the width of the prompts");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
     }
 
     /// <inheritdoc/>

@@ -82,7 +82,7 @@ public class ReftOptions : PeftMethod, IAdapterHubMethod
         if (PrefixPositions < 0) throw Invalid(nameof(PrefixPositions), PrefixPositions, "0 or more");
         if (SuffixPositions < 0) throw Invalid(nameof(SuffixPositions), SuffixPositions, "0 or more");
         if (PrefixPositions + SuffixPositions == 0) throw Invalid(nameof(PrefixPositions), 0, "1 or more here or at SuffixPositions: no token is edited");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         foreach (int layer in Layers)
             if (layer < 0) throw Invalid(nameof(Layers), layer, "0 or more");
         if (NonLinearity is null) return;

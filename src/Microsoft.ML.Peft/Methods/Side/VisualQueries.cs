@@ -61,7 +61,7 @@ public sealed class VisualQueryOptions : PeftMethod
     public override void Validate()
     {
         if (Tokens < 1) throw Invalid(nameof(Tokens), Tokens, "1 or more");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (!Enum.IsDefined(Reading)) throw Invalid(nameof(Reading), Reading, string.Join(", ", Enum.GetNames<QueryReading>()));
     }
 

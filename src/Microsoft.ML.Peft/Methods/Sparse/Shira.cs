@@ -104,6 +104,6 @@ public sealed class ShiraOptions : SiteMethod
         config["r"] = Rank;
         config["random_seed"] = PositionSeed;
         config["init_weights"] = InitWeights;
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }

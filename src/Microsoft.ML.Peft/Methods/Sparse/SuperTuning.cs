@@ -66,10 +66,10 @@ public sealed class SuperTuningOptions : SiteMethod
     public override void Validate()
     {
         base.Validate();
-        if (!(Sparsity >= 0 && Sparsity < 1)) throw Invalid(nameof(Sparsity), Sparsity, "0 up to, not including, 1");
+        CheckShare(nameof(Sparsity), Sparsity);
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "null, or 1 to 4096");
         if (Alpha is { } alpha && (!(alpha > 0) || !double.IsFinite(alpha))) throw Invalid(nameof(Alpha), alpha, "null, or a finite number above 0");
-        if (!(Dropout >= 0 && Dropout < 1)) throw Invalid(nameof(Dropout), Dropout, "0 up to, not including, 1");
+        CheckShare(nameof(Dropout), Dropout);
         if (Rank is null && Alpha is not null) throw Invalid(nameof(Alpha), Alpha, "null where Rank is null");
     }
 

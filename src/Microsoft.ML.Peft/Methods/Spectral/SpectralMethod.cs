@@ -97,6 +97,6 @@ public abstract class SpectralMethod : SiteMethod
         config["scaling"] = Scaling;
         config["random_loc_seed"] = PositionSeed;
         config["n_frequency_pattern"] = new JsonObject(FrequencyPattern.Select(p => KeyValuePair.Create(p.Key, (JsonNode?)p.Value)));
-        config["fan_in_fan_out"] = SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+        config["fan_in_fan_out"] = StoresTransposed(backbone);
     }
 }
