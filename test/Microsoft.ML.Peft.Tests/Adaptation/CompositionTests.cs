@@ -55,6 +55,18 @@ public class CompositionTests
         Assert.IsLessThan(1e-5, Deviations.Distance(a, Fused()));
     }
 
+    /// <summary>A hook that comes later must not be forgotten where several adaptations run as one.</summary>
+    [TestMethod]
+    public void EveryHookIsPassedOnToTheParts()
+    {
+        // What starts from data changes its own patches, of which a union holds copies: not passed on yet.
+        string[] left = [nameof(PeftAdaptation.CalibrationBatches), nameof(PeftAdaptation.Calibrate), nameof(PeftAdaptation.NeedsInitial), nameof(PeftAdaptation.Dispose)];
+        string[] hooks = [.. typeof(PeftAdaptation).GetMethods().Where(m => m.IsVirtual && !m.IsFinal && m.DeclaringType == typeof(PeftAdaptation)).Select(m => m.Name.Replace("get_", "", StringComparison.Ordinal)).Except(left)];
+        string[] passed = [.. typeof(JoinedAdaptation).GetMethods().Where(m => m.DeclaringType == typeof(JoinedAdaptation)).Select(m => m.Name)];
+        Assert.IsGreaterThan(8, hooks.Length);
+        Assert.AreEqual("", string.Join(", ", hooks.Except(passed)), "not passed on by JoinedAdaptation");
+    }
+
     [TestMethod]
     public void CountsOfFusionsFollowTheFormula()
     {
