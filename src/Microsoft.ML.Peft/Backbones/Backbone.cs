@@ -5,87 +5,6 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Backbones;
 
-/// <summary>Tokens of a batch, padded to one length.</summary>
-/// <param name="Ids">Token ids, int64 <c>[batch, tokens]</c>.</param>
-/// <param name="Mask">1 for real tokens, 0 for padding, int64 <c>[batch, tokens]</c>.</param>
-/// <param name="TypeIds">Token types, int64 <c>[batch, tokens]</c>; null for all 0.</param>
-/// <param name="PositionIds">Positions, int64 <c>[batch, tokens]</c>; null for the family's rule.</param>
-/// <param name="Padded">False where it is known that nothing is padding.</param>
-/// <param name="TaskIds">Which task each row belongs to, int64 <c>[batch]</c>, for methods that have several; null for none.</param>
-public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null, Tensor? PositionIds = null, bool Padded = true, Tensor? TaskIds = null)
-{
-    /// <summary>Some rows of the batch.</summary>
-    /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
-    public TokenBatch Rows(Tensor rows) => this with
-    {
-        Ids = Ids.index_select(0, rows),
-        Mask = Mask.index_select(0, rows),
-        TypeIds = TypeIds?.index_select(0, rows),
-        TaskIds = TaskIds?.index_select(0, rows),
-        PositionIds = PositionIds is { } positions && positions.shape[0] > 1 ? positions.index_select(0, rows) : PositionIds,
-        DecoderIds = DecoderIds?.index_select(0, rows),
-        DecoderMask = DecoderMask?.index_select(0, rows),
-        Encoded = Encoded is { } encoded ? new(encoded.Last.index_select(0, rows), encoded.Layout.Rows(rows), null) : null,
-        Pixels = Pixels?.index_select(0, rows),
-    };
-
-    /// <summary>What the decoder reads, int64 <c>[batch, decoder tokens]</c>; for networks of two stacks, else null.</summary>
-    public Tensor? DecoderIds { get; init; }
-
-    /// <summary>1 for real tokens of the decoder, int64 <c>[batch, decoder tokens]</c>; null where all count (a decoder never looks ahead).</summary>
-    public Tensor? DecoderMask { get; init; }
-
-    /// <summary>The encoder's output of an earlier run, which is then not run again; null to run it.</summary>
-    public BackboneOutput? Encoded { get; init; }
-
-    /// <summary>Normalised images <c>[batch, channels, height, width]</c>; for vision networks, else null.</summary>
-    public Tensor? Pixels { get; init; }
-
-    /// <summary>True to fit position tables to images of another size than the network's.</summary>
-    public bool InterpolatePositions { get; init; }
-
-    /// <summary>A batch of images; the network itself says how many tokens they make, none of which is padding.</summary>
-    /// <param name="pixels">Normalised images <c>[batch, channels, height, width]</c>.</param>
-    /// <param name="interpolatePositions">True to fit position tables to images of another size than the network's.</param>
-    public static TokenBatch OfImages(Tensor pixels, bool interpolatePositions = false)
-    {
-        Tensor none = zeros([pixels.shape[0], 0], ScalarType.Int64, pixels.device);
-        return new TokenBatch(none, none, Padded: false) { Pixels = pixels, InterpolatePositions = interpolatePositions };
-    }
-}
-
-/// <summary>What a forward pass gives.</summary>
-/// <param name="Last">Hidden states after the last layer and what follows it <c>[batch, tokens, hidden]</c>; one token where the pass asked for the first only.</param>
-/// <param name="Layout">Which of the tokens are real.</param>
-/// <param name="HiddenStates">
-/// Embedding output and each layer's output, where the pass keeps them; else null. The last of them is as the layer gave it:
-/// a final norm is in <paramref name="Last"/> alone.
-/// </param>
-public sealed record BackboneOutput(Tensor Last, Layout Layout, IReadOnlyList<Tensor>? HiddenStates)
-{
-    /// <summary>The same of the encoder, in networks of two stacks; else null.</summary>
-    public BackboneOutput? Encoder { get; init; }
-
-    /// <summary>The tokens that the network ran over, where they are known.</summary>
-    public TokenBatch? Batch { get; init; }
-
-    /// <summary>The token that stands for each row after the last layer, <c>[batch, hidden]</c>: its own first, or a prompt where that is read.</summary>
-    public Tensor First() => Last.select(1, Last.shape[1] == 1 ? 0 : Layout.First);
-
-    /// <summary>Each row's last real token after the last layer, <c>[batch, hidden]</c>.</summary>
-    /// <param name="pad">Id of the padding token, by which padding is told as Hugging Face's decoders tell it; null for the mask.</param>
-    public Tensor LastReal(int? pad = null)
-    {
-        Tensor own = Layout.Own(Last);
-        long tokens = own.shape[1];
-        if (pad is null && !Layout.Padded) return own.select(1, tokens - 1);
-        // Methods that drop tokens keep the mask right, not the ids.
-        Tensor real = pad is { } id && Batch is { } batch && batch.Ids.shape[1] == tokens ? batch.Ids.ne(id) : Layout.Own(Layout.Mask).ne(0);
-        Tensor at = (arange(tokens, ScalarType.Int64, own.device) * real.to_type(ScalarType.Int64)).argmax(1);   // [batch]
-        return own.gather(1, at.view(-1, 1, 1).expand(-1, 1, own.shape[2])).squeeze(1);
-    }
-}
-
 /// <summary>
 /// A frozen network built of adaptable sites. It holds no state of a run and knows no method: everything that varies is
 /// in the <see cref="Pass"/>, so many threads may run it at once and many adaptations share it.
@@ -290,6 +209,20 @@ public abstract partial class Backbone : IDisposable
         if (Pooler is null) throw new InvalidOperationException($"This {Config.ModelType} backbone has no pooler; use mean pooling or the first token.");
         return Pooler.Forward(output.First(), pass).tanh();
     }
+
+    /// <summary>
+    /// What the family's own classifier of images or sounds reads, <c>[batch, <see cref="ClassifierWidth"/>]</c>: a class
+    /// token, a mean of tokens, pooled maps. Its parameters are the head's, not the backbone's.
+    /// </summary>
+    /// <param name="output">What <see cref="Forward"/> gave.</param>
+    /// <param name="pass">The same pass.</param>
+    public virtual Tensor ClassifierFeatures(BackboneOutput output, Pass pass) => output.First();
+
+    /// <summary>Width of <see cref="ClassifierFeatures"/>.</summary>
+    public virtual int ClassifierWidth => Config.HiddenSize;
+
+    /// <summary>True where <see cref="ClassifierFeatures"/> reads <see cref="BackboneOutput.First"/> and nothing else.</summary>
+    public virtual bool ClassifierReadsFirstTokenOnly => LeadingTokens == 1 && Config.Input == BackboneInput.Text;
 
     /// <summary>Embeddings of a batch, <c>[batch, tokens, hidden]</c>.</summary>
     /// <param name="batch">Tokens.</param>

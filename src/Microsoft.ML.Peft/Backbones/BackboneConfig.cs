@@ -2,13 +2,27 @@
 
 namespace Microsoft.ML.Peft.Backbones;
 
-/// <summary>Geometry and settings that all text families share, read from config.json.</summary>
+/// <summary>What a network reads.</summary>
+public enum BackboneInput
+{
+    /// <summary>Token ids.</summary>
+    Text,
+    /// <summary>Normalised images <c>[batch, channels, height, width]</c>.</summary>
+    Images,
+    /// <summary>Samples <c>[batch, samples]</c>, or spectrograms as the family wants them.</summary>
+    Sound,
+}
+
+/// <summary>Geometry and settings that all families share, read from config.json.</summary>
 public sealed record BackboneConfig
 {
     /// <summary>The <c>model_type</c>, e.g. <c>bert</c>.</summary>
     public required string ModelType { get; init; }
 
-    /// <summary>Width of the hidden states.</summary>
+    /// <summary>What the network reads.</summary>
+    public BackboneInput Input { get; init; }
+
+    /// <summary>Width of the hidden states; of the last stage where stages differ.</summary>
     public required int HiddenSize { get; init; }
 
     /// <summary>Number of layers; in networks of two stacks of both together.</summary>

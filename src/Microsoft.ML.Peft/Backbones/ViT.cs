@@ -55,6 +55,9 @@ public sealed class ViTBackbone : Backbone
     /// <inheritdoc/>
     public override string Prefix => "vit";
 
+    /// <inheritdoc/>
+    public override bool ClassifierReadsFirstTokenOnly => true;
+
     internal static BackboneConfig ReadConfig(JsonObject raw)
     {
         var read = new ConfigReader(raw);
@@ -63,6 +66,7 @@ public sealed class ViTBackbone : Backbone
         return new BackboneConfig
         {
             ModelType = "vit",
+            Input = BackboneInput.Images,
             Raw = raw,
             HiddenSize = hidden,
             EmbeddingSize = hidden,

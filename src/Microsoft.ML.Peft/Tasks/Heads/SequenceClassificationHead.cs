@@ -10,18 +10,19 @@ namespace Microsoft.ML.Peft.Tasks;
 /// <summary>
 /// Scores of a whole row, <c>[batch, outputs]</c>, by the head that the family's task model has in Hugging Face, under
 /// the same names: BERT and ALBERT a linear map on the pooler; RoBERTa, MPNet and ELECTRA a dense layer first; DistilBERT
-/// likewise with ReLU; decoders a linear map without bias on the last real token. Or one linear map on the mean or the first
-/// token.
+/// likewise with ReLU; decoders a linear map without bias on the last real token; networks of images and sounds what
+/// <see cref="FamilyHead"/> says of them. Or one linear map on the mean or the first token.
 /// </summary>
 public sealed class SequenceClassificationHead : Head
 {
     private readonly Pooling _pooling;
-    private readonly bool _usesPooler, _dropsFirst, _readsLast;
+    private readonly bool _usesPooler, _dropsFirst, _readsLast, _readsFamily, _readsFirst = true;
     private readonly int? _padId;
     private readonly double _dropout;
     private readonly NamedParameter? _denseWeight, _denseBias;
     private readonly NamedParameter _outWeight;
-    private readonly NamedParameter? _outBias;
+    private readonly NamedParameter? _outBias, _normWeight, _normBias, _secondWeight, _secondBias;
+    private readonly double _normEpsilon;
     private readonly Func<Tensor, Tensor> _activation = x => x;
 
     /// <summary>Makes a head with fresh weights, normal with the backbone's initializer range.</summary>
@@ -49,8 +50,27 @@ public sealed class SequenceClassificationHead : Head
 
         using var scope = NewDisposeScope();
         string last = "classifier";
+        string? second = null;
+        long width = config.HiddenSize;
         switch (family)
         {
+            case not "" when config.Input != BackboneInput.Text:
+                FamilyHead shape = FamilyHead.Of(config);
+                (_readsFamily, _readsFirst, width, last) = (true, backbone.ClassifierReadsFirstTokenOnly, backbone.ClassifierWidth, shape.Output);
+                if (shape.Norm is { } norm)
+                {
+                    _normEpsilon = config.NormEpsilon;
+                    (_normWeight, _normBias) = (Add(new NamedParameter(norm + ".weight", ones([width], device: backbone.Device))), Bias(norm + ".bias", width));
+                }
+                if (shape.Dense is { } dense)
+                {
+                    long rows = shape.DenseWidth!(config);
+                    (_denseWeight, _denseBias) = (Weight(dense + ".weight", rows, width), Bias(dense + ".bias", rows));
+                    width = rows;
+                }
+                second = shape.Second(config);
+                if (second is not null) width /= 2;
+                break;
             case "bert" or "albert" when backbone.Pooler is not null:
                 _usesPooler = true;
                 break;
@@ -77,8 +97,9 @@ public sealed class SequenceClassificationHead : Head
                 last = "score";
                 break;
         }
-        _outWeight = Weight(last + ".weight", outputs, config.HiddenSize);
+        _outWeight = Weight(last + ".weight", outputs, width);
         if (!_readsLast) _outBias = Bias(last + ".bias", outputs);
+        if (second is not null) (_secondWeight, _secondBias) = (Weight(second + ".weight", outputs, width), Bias(second + ".bias", outputs));
         Outputs = outputs;
     }
 
@@ -86,7 +107,7 @@ public sealed class SequenceClassificationHead : Head
     public int Outputs { get; }
 
     /// <inheritdoc/>
-    public override bool ReadsFirstTokenOnly => _pooling != Pooling.Mean && !_readsLast;
+    public override bool ReadsFirstTokenOnly => _pooling != Pooling.Mean && !_readsLast && _readsFirst;
 
     /// <inheritdoc/>
     public override Tensor Features(Backbone backbone, BackboneOutput output, Pass pass) => _pooling switch
@@ -94,6 +115,7 @@ public sealed class SequenceClassificationHead : Head
         Pooling.Mean => Pooled.Mean(output),
         _ when _usesPooler => backbone.Pool(output, pass),
         _ when _readsLast => output.LastReal(_padId),
+        _ when _readsFamily => backbone.ClassifierFeatures(output, pass),
         _ => output.First(),
     };
 
@@ -102,11 +124,15 @@ public sealed class SequenceClassificationHead : Head
     {
         pass.BeginSegment(int.MaxValue);
         Tensor x = features.to_type(_outWeight.Value.dtype);
+        if (_normWeight is not null) x = nn.functional.layer_norm(x, [x.shape[^1]], _normWeight.Value, _normBias!.Value, _normEpsilon);
         if (_denseWeight is not null)
         {
             if (_dropsFirst) x = pass.Dropout(x, _dropout);
             x = _activation(nn.functional.linear(x, _denseWeight.Value, _denseBias!.Value));
         }
-        return nn.functional.linear(pass.Dropout(x, _dropout), _outWeight.Value, _outBias?.Value);
+        x = pass.Dropout(x, _dropout);
+        if (_secondWeight is null) return nn.functional.linear(x, _outWeight.Value, _outBias?.Value);
+        Tensor[] halves = x.chunk(2, -1);
+        return (nn.functional.linear(halves[0], _outWeight.Value, _outBias!.Value) + nn.functional.linear(halves[1], _secondWeight.Value, _secondBias!.Value)) / 2;
     }
 }

@@ -146,7 +146,7 @@ internal sealed class TextClassificationModel : IDisposable
 
     private static void CheckReadsOneText(BackboneConfig config)
     {
-        string? why = config.VocabularySize == 0 ? "reads images" : config.DecoderStart is not null ? "writes a text for a text" : null;
+        string? why = config.Input == BackboneInput.Images ? "reads images" : config.Input == BackboneInput.Sound ? "reads sounds" : config.DecoderStart is not null ? "writes a text for a text" : null;
         if (why is not null)
             throw new ArgumentException($"The backbone is of model_type {config.ModelType}, which {why}; a text classifier needs one that reads a text, such as bert, roberta or llama.", "BackboneFolder");
     }

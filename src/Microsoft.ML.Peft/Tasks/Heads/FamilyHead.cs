@@ -1,0 +1,36 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Backbones;
+
+namespace Microsoft.ML.Peft.Tasks;
+
+/// <summary>
+/// The classifier that a family of image or sound networks has in Hugging Face, as data: what stands between
+/// <see cref="Backbone.ClassifierFeatures"/> and the scores, by the names of the task model's file.
+/// </summary>
+/// <param name="Output">Name of the last linear map.</param>
+internal sealed record FamilyHead(string Output = "classifier")
+{
+    /// <summary>Name of a layer norm before the last map; null for none.</summary>
+    public string? Norm { get; init; }
+
+    /// <summary>Name of a linear map, without activation, before the last one; null for none.</summary>
+    public string? Dense { get; init; }
+
+    /// <summary>Rows of <see cref="Dense"/>.</summary>
+    public Func<BackboneConfig, int>? DenseWidth { get; init; }
+
+    /// <summary>
+    /// Name of a second map: the features are two halves then, each map reads its own, and the scores are the mean of both;
+    /// null for one map that reads all.
+    /// </summary>
+    public Func<BackboneConfig, string?> Second { get; init; } = _ => null;
+
+    private static readonly Dictionary<string, FamilyHead> _families = new(StringComparer.Ordinal)
+    {
+        ["vit"] = new(),
+    };
+
+    /// <summary>The head of a family; a linear map named <c>classifier</c> where nothing else is known.</summary>
+    public static FamilyHead Of(BackboneConfig config) => _families.GetValueOrDefault(config.ModelType) ?? new FamilyHead();
+}
