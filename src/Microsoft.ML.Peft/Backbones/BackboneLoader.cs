@@ -26,6 +26,7 @@ public static class BackboneLoader
         ["t5"] = new("", raw => T5Backbone.ReadConfig(raw, "t5"), (c, w) => new T5Backbone(c, w)),
         ["mt5"] = new("", raw => T5Backbone.ReadConfig(raw, "mt5"), (c, w) => new T5Backbone(c, w)),
         ["vit"] = new("vit", ViTBackbone.ReadConfig, (c, w) => new ViTBackbone(c, w)),
+        ["kwt"] = new("", KwtBackbone.ReadConfig, (c, w) => new KwtBackbone(c, w)),
         ["gpt2"] = new("transformer", Gpt2Backbone.ReadConfig, (c, w) => new Gpt2Backbone(c, w), Causal: true),
         ["llama"] = new("model", LlamaBackbone.ReadConfig, (c, w) => new LlamaBackbone(c, w), Causal: true),
     };
@@ -84,9 +85,14 @@ public static class BackboneLoader
         }
     }
 
+    /// <summary>The family that a config.json is of; null where it does not say.</summary>
+    /// <param name="config">The fields of the file.</param>
+    public static string? ModelType(JsonObject config) =>
+        config["model_type"] is JsonValue value && value.TryGetValue(out string? text) ? text : KwtBackbone.Describes(config) ? "kwt" : null;
+
     private static Family FamilyOf(JsonObject raw, string where)
     {
-        string? type = raw["model_type"] is JsonValue v && v.TryGetValue(out string? text) ? text : null;
+        string? type = ModelType(raw);
         if (type is null || !_families.TryGetValue(type, out Family? family))
             throw new CheckpointFormatException(
                 $"{where}: config.json has model_type {(type is null ? "missing" : NearNames.Quote(type))}; supported are {string.Join(", ", ModelTypes)}.");

@@ -7,7 +7,8 @@ namespace Microsoft.ML.Peft.Backbones;
 /// <summary>Reads config.json fields with the family's other names and with checks.</summary>
 /// <param name="raw">The file.</param>
 /// <param name="aliases">General name to the family's own name.</param>
-internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, string>? aliases = null)
+/// <param name="file">Name of the file, for messages.</param>
+internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, string>? aliases = null, string file = "config.json")
 {
     private JsonNode? Find(string name)
     {
@@ -61,6 +62,6 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
         JsonNode other => throw Bad(name, other, "a number"),
     };
 
-    private static Checkpoints.CheckpointFormatException Bad(string name, object value, string allowed) =>
-        new($"config.json: field '{name}' is {(value is JsonNode node ? node.ToJsonString() : value)}; expected {allowed}.");
+    private Checkpoints.CheckpointFormatException Bad(string name, object value, string allowed) =>
+        new($"{file}: field '{name}' is {(value is JsonNode node ? node.ToJsonString() : value)}; expected {allowed}.");
 }

@@ -49,14 +49,14 @@ public abstract class PostNormEncoder : Backbone
     }
 
     /// <summary>Adds one layer's sites.</summary>
-    private protected void AddLayer(string path, int layer, LayerNames names)
+    private protected void AddLayer(string path, int layer, LayerNames names, bool attentionBias = true)
     {
         long width = Config.HiddenSize, inner = Config.IntermediateSize;
         string Path(string part) => path + "." + part;
         _layers.Add(new EncoderLayer(
-            AddProjection(Path(names.Query), SiteRole.Query, layer, width, width),
-            AddProjection(Path(names.Key), SiteRole.Key, layer, width, width),
-            AddProjection(Path(names.Value), SiteRole.Value, layer, width, width),
+            AddProjection(Path(names.Query), SiteRole.Query, layer, width, width, attentionBias),
+            AddProjection(Path(names.Key), SiteRole.Key, layer, width, width, attentionBias),
+            AddProjection(Path(names.Value), SiteRole.Value, layer, width, width, attentionBias),
             AddProjection(Path(names.Output), SiteRole.AttentionOutput, layer, width, width),
             AddProjection(Path(names.Up), SiteRole.FeedForwardUp, layer, inner, width),
             AddProjection(Path(names.Down), SiteRole.FeedForwardDown, layer, width, inner),

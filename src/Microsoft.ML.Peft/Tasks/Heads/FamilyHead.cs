@@ -29,6 +29,7 @@ internal sealed record FamilyHead(string Output = "classifier")
     private static readonly Dictionary<string, FamilyHead> _families = new(StringComparer.Ordinal)
     {
         ["vit"] = new(),
+        ["kwt"] = new("head"),
     };
 
     /// <summary>The head of a family; a linear map named <c>classifier</c> where nothing else is known.</summary>
