@@ -57,7 +57,7 @@ public class PeftAdaptation : IDisposable
     {
         if (!_byName.TryAdd(parameter.Name, parameter))
             throw new ArgumentException($"Parameter {parameter.Name} exists already in this adaptation.");
-        foreach (string copy in parameter.Copies)
+        foreach (string copy in parameter.Copies.Concat(parameter.TurnedCopies))
             if (!_byName.TryAdd(copy, parameter)) throw new ArgumentException($"Parameter {copy} exists already in this adaptation.");
         _parameters.Add(parameter);
         return parameter;
@@ -71,7 +71,7 @@ public class PeftAdaptation : IDisposable
         Add(new NamedParameter(name, value, trainable));
 
     /// <summary>The parameter of a name, or null.</summary>
-    /// <param name="name">Name inside the task model, or one of its <see cref="NamedParameter.Copies"/>.</param>
+    /// <param name="name">Name inside the task model, or one of its <see cref="NamedParameter.Copies"/>, turned ones included.</param>
     public NamedParameter? Find(string name) => _byName.GetValueOrDefault(name);
 
     /// <summary>Puts a patch on a site; a second one at the same site nests around the first.</summary>
@@ -102,6 +102,14 @@ public class PeftAdaptation : IDisposable
     {
     }
 
+    // Forgets parameters and patches, which live on elsewhere.
+    private protected void Clear()
+    {
+        _parameters.Clear();
+        _byName.Clear();
+        _patches.Clear();
+    }
+
     /// <summary>True where files of exchange lack a part of the start, so that the folder of the untrained adapter is needed beside the trained one.</summary>
     public virtual bool NeedsInitial => false;
 
@@ -114,7 +122,7 @@ public class PeftAdaptation : IDisposable
         foreach (NamedParameter parameter in parameters)
         {
             _parameters.Remove(parameter);
-            _byName.Remove(parameter.Name);
+            foreach (string name in parameter.Copies.Concat(parameter.TurnedCopies).Prepend(parameter.Name)) _byName.Remove(name);
             parameter.Dispose();
         }
     }

@@ -57,6 +57,19 @@ public abstract class Calibration
             : throw new InvalidOperationException($"The loss does not depend on {l.Key.Name}; leave it out of the targets."));
     }
 
+    /// <summary>The first batches alone.</summary>
+    /// <param name="most">Most batches that are shown.</param>
+    internal Calibration First(int most) => most >= Batches ? this : new Part(this, most);
+
+    private sealed class Part(Calibration whole, int batches) : Calibration
+    {
+        public override int Batches => batches;
+
+        public override Tensor Run(int batch, PatchTable worn) => whole.Run(batch, worn);
+
+        public override Tensor Loss(int batch, PatchTable worn) => whole.Loss(batch, worn);
+    }
+
     private sealed class Watcher(WeightSite site, Action<WeightSite, Tensor> see) : WeightPatch
     {
         public override PatchForm Form => PatchForm.Around;

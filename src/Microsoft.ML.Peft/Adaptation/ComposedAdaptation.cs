@@ -7,6 +7,12 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// <summary>Several adapters of a set as one adaptation, put together as a <see cref="Composition"/> says. It borrows their parameters.</summary>
 internal sealed class ComposedAdaptation : JoinedAdaptation
 {
+    private readonly AdapterSet _set;
+    private readonly Composition _tree;
+    private readonly IReadOnlyDictionary<string, FusedParts> _fusions;
+    private readonly IReadOnlyCollection<string> _trained;
+    private readonly IReadOnlyCollection<int> _skip;
+
     protected override IReadOnlyList<PeftAdaptation> Parts { get; }
 
     // What is frozen neither learns nor changes itself by step.
@@ -20,18 +26,27 @@ internal sealed class ComposedAdaptation : JoinedAdaptation
     public ComposedAdaptation(AdapterSet set, Composition tree, IReadOnlyDictionary<string, FusedParts> fusions, IReadOnlyCollection<string> trained, IReadOnlyCollection<int> skip)
         : base(set[tree.First].Method, set.Backbone, owns: false)
     {
-        string[] names = [.. tree.Names.Distinct()];
-        Parts = [.. names.Select(name => set[name]), .. fusions.Values.Select(f => f.Adaptation)];
-        foreach (string name in names) Borrow(set[name], trained.Contains(name));
-        foreach ((string name, FusedParts fusion) in fusions) Borrow(fusion.Adaptation, trained.Contains(name));
-        var leaves = names.ToDictionary(name => name, name => set[name].Patches);
-        foreach (Site site in leaves.Values.SelectMany(p => p.Keys).Distinct().Where(s => !skip.Contains(s.Layer)).OrderBy(s => s.Index).ToList())
+        (_set, _tree, _fusions, _trained, _skip) = (set, tree, fusions, trained, skip);
+        Parts = [.. tree.Names.Distinct().Select(name => set[name]), .. fusions.Values.Select(f => f.Adaptation)];
+        foreach (string name in trained.Where(tree.Names.Contains))
+            if (set[name].CalibrationBatches > 0)
+                throw new NotSupportedException($"Adapter '{name}' makes its start from the first training batches, of the bare network; in {tree} it would not be bare. Train it alone first, or give it a start that needs no data.");
+        Join();
+    }
+
+    protected override void Join()
+    {
+        string[] names = [.. _tree.Names.Distinct()];
+        foreach (string name in names) Borrow(_set[name], _trained.Contains(name));
+        foreach ((string name, FusedParts fusion) in _fusions) Borrow(fusion.Adaptation, _trained.Contains(name));
+        var leaves = names.ToDictionary(name => name, name => _set[name].Patches);
+        foreach (Site site in leaves.Values.SelectMany(p => p.Keys).Distinct().Where(s => !_skip.Contains(s.Layer)).OrderBy(s => s.Index).ToList())
         {
             Dictionary<string, Patch> here = leaves.Where(l => l.Value.ContainsKey(site)).ToDictionary(l => l.Key, l => l.Value[site]);
-            if (Composed(tree, site, here, fusions) is { } patch) Attach(site, patch);
+            if (Composed(_tree, site, here, _fusions) is { } patch) Attach(site, patch);
         }
-        if (tree.Copies > 1)
-            foreach (Sequence start in set.Backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.EmbeddingSequence)) Attach(start, new RepeatedBatch(tree.Copies));
+        if (_tree.Copies > 1)
+            foreach (Sequence start in _set.Backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.EmbeddingSequence)) Attach(start, new RepeatedBatch(_tree.Copies));
     }
 
     private void Borrow(PeftAdaptation part, bool trains)

@@ -18,6 +18,21 @@ internal abstract class JoinedAdaptation : PeftAdaptation
     /// <summary>The parts whose hooks of training are called.</summary>
     protected virtual IEnumerable<PeftAdaptation> Learning => Parts;
 
+    public override int CalibrationBatches => Learning.Select(part => part.CalibrationBatches).DefaultIfEmpty().Max();
+
+    public override bool NeedsInitial => Parts.Any(part => part.NeedsInitial);
+
+    // Each looks at the bare network, as if it were alone.
+    public override void Calibrate(Calibration calibration)
+    {
+        foreach (PeftAdaptation part in Learning.Where(p => p.CalibrationBatches > 0).ToList()) part.Calibrate(calibration.First(part.CalibrationBatches));
+        Clear();
+        Join();
+    }
+
+    /// <summary>Takes what the parts have: parameters and patches.</summary>
+    protected abstract void Join();
+
     public override void Filled()
     {
         foreach (PeftAdaptation part in Parts) part.Filled();

@@ -75,6 +75,9 @@ public sealed class NamedParameter : IDisposable
     /// <summary>Further names under which exchanged files hold the same numbers: those of the other modules that share the tensor.</summary>
     public IReadOnlyList<string> Copies { get; init; } = [];
 
+    /// <summary>Further names under which exchanged files hold the same matrix turned: those of a map that uses its transpose.</summary>
+    public IReadOnlyList<string> TurnedCopies { get; init; } = [];
+
     /// <summary>Puts another tensor in place of the value; the old one is disposed.</summary>
     /// <param name="value">Same shape; ownership passes here.</param>
     public void Replace(Tensor value)

@@ -49,6 +49,8 @@ public enum SiteRole
     TokenTypeEmbedding,
     /// <summary>The token in front of an image's patches.</summary>
     ClassToken,
+    /// <summary>A tensor that a module uses as it is: the stacked matrices of experts.</summary>
+    ModuleParameter,
     /// <summary>Table of relative-position biases.</summary>
     RelativePosition,
     /// <summary>The attention part, before its residual connection.</summary>

@@ -199,8 +199,8 @@ public sealed partial class AdapterFolder : IDisposable
     private void Fill(PeftAdaptation adaptation, Backbone backbone, Head? head, AdapterLoadOptions options)
     {
         Dictionary<string, NamedParameter> open = adaptation.Parameters.Where(p => p.Exchanged && p.Saved).ToDictionary(p => p.Name);
-        Dictionary<string, NamedParameter> copies = open.Values.SelectMany(p => p.Copies.Select(name => (name, p))).ToDictionary(c => c.name, c => c.p);
-        List<(string Key, NamedParameter First)> seconds = [];
+        Dictionary<string, NamedParameter> copies = open.Values.SelectMany(p => p.Copies.Concat(p.TurnedCopies).Select(name => (name, p))).ToDictionary(c => c.name, c => c.p);
+        List<(string Key, string Name, NamedParameter First)> seconds = [];
         Dictionary<string, NamedParameter> headOpen = head?.Parameters.Where(p => p.Saved).ToDictionary(p => p.Name) ?? [];
         var keys = new AdapterKeys(_file.Names, backbone);
         Dictionary<string, NamedParameter[]> byKey = open.Values.Where(p => p.FileKey is not null).GroupBy(p => p.FileKey!).ToDictionary(g => g.Key, g => g.ToArray());
@@ -222,7 +222,7 @@ public sealed partial class AdapterFolder : IDisposable
             if (name is null) continue;                                          // a second copy
             if (Take(copies, name, out NamedParameter? first))
             {
-                seconds.Add((key, first!));
+                seconds.Add((key, name, first!));
                 continue;
             }
             if (!Take(open, name, out NamedParameter? target) && !Take(headOpen, name, out target))
@@ -274,14 +274,15 @@ public sealed partial class AdapterFolder : IDisposable
     }
 
     // A tensor that modules share stands in the file once a module.
-    private void CheckCopies(List<(string Key, NamedParameter First)> copies)
+    private void CheckCopies(List<(string Key, string Name, NamedParameter First)> copies)
     {
         using var scope = TorchSharp.torch.NewDisposeScope();
         using var off = TorchSharp.torch.no_grad();
-        foreach ((string key, NamedParameter first) in copies)
+        foreach ((string key, string name, NamedParameter first) in copies)
         {
+            TorchSharp.torch.Tensor held = first.TurnedCopies.Contains(name) ? first.Value.t() : first.Value;
             TorchSharp.torch.Tensor value = AdapterTensors.Read(_file, key);
-            if (!value.shape.AsSpan().SequenceEqual(first.Value.shape) || !value.eq(first.Value.cpu()).all().item<bool>())
+            if (!value.shape.AsSpan().SequenceEqual(held.shape) || !value.eq(held.cpu()).all().item<bool>())
                 throw new CheckpointFormatException(
                     $"{Description}/{WeightsFile}: {NearNames.Quote(key)} differs from {NearNames.Quote(first.Name)}, but the modules share one tensor; the file is damaged or was made with other options.");
         }

@@ -78,8 +78,10 @@ public sealed partial class AdapterFolder
             foreach (IGrouping<string, NamedParameter> tensor in exchanged.Parameters.Where(p => p.Exchanged).Concat(head?.Parameters ?? []).Where(p => p.Saved).GroupBy(KeyOf))
                 AdapterTensors.Add(writer, tensor.Key, tensor.Count() == 1 ? tensor.First().Value : TorchSharp.torch.cat([.. tensor.Select(p => p.Value.detach())]));
             foreach (NamedParameter shared in exchanged.Parameters.Where(p => p.Exchanged && p.Saved))
-                foreach (string copy in shared.Copies)
-                    AdapterTensors.Add(writer, Named(copy), shared.Value);
+            {
+                foreach (string copy in shared.Copies) AdapterTensors.Add(writer, Named(copy), shared.Value);
+                foreach (string copy in shared.TurnedCopies) AdapterTensors.Add(writer, Named(copy), shared.Value.detach().t());
+            }
             foreach (WeightSite table in StoredTables(exchanged, config))
                 AdapterTensors.Add(writer, Named(adaptation.Backbone.PathOf(table) + BaseWeight), table.Weight);
             return (Encoding.ASCII.GetBytes(AdapterConfig.ToText(config)), writer);

@@ -66,11 +66,16 @@ public abstract class TargetedMethod : PeftMethod
             if (string.IsNullOrWhiteSpace(name)) throw Invalid(nameof(Targets), "''", "names of modules, without empty ones");
     }
 
+    /// <summary>False where the options choose what is adapted in another way, and no module by its name.</summary>
+    [JsonIgnore]
+    protected virtual bool SelectsModules => true;
+
     /// <summary>The sites that the options name, in the order of the network.</summary>
     /// <param name="backbone">The frozen network.</param>
     /// <exception cref="ArgumentException">Nothing is named, or something that the method cannot adapt.</exception>
     protected IReadOnlyList<WeightSite> SelectSites(Backbone backbone)
     {
+        if (!SelectsModules) return [];
         WeightSite[] all = [.. backbone.Sites.OfType<WeightSite>()];
         TakeDefaultsOfFiles(backbone, all);
         var matcher = new TargetMatcher(Rule(all.Select(site => (site, backbone.PathOf(site)))));
@@ -80,7 +85,7 @@ public abstract class TargetedMethod : PeftMethod
         foreach (WeightSite site in chosen)
             if (!Adapts(site))
                 throw new ArgumentException(
-                    $"{GetType().Name} cannot adapt {site}: it is {(site is Norm ? "a norm" : site is Embedding ? "a table" : site is Convolution ? "a convolution" : "a linear map")}. Remove it from Targets or add it to ExcludeTargets.");
+                    $"{GetType().Name} cannot adapt {site}: it is {(site is Norm ? "a norm" : site is Embedding ? "a table" : site is Convolution ? "a convolution" : site is Constant ? "a bare tensor" : "a linear map")}. Remove it from Targets or add it to ExcludeTargets.");
         return chosen;
     }
 
@@ -94,9 +99,9 @@ public abstract class TargetedMethod : PeftMethod
                 + $"Candidates: {string.Join(", ", Candidates(backbone, all))}.", "target_modules");
     }
 
-    /// <summary>True where files keep the weight of an adapted map turned: the field <c>fan_in_fan_out</c>.</summary>
+    /// <summary>True where files keep the weight of the last adapted map turned: the field <c>fan_in_fan_out</c>, which each map sets anew.</summary>
     /// <param name="backbone">The frozen network.</param>
-    protected bool StoresTransposed(Backbone backbone) => SelectSites(backbone).OfType<Projection>().Any(site => site.StoredTransposed);
+    protected bool StoresTransposed(Backbone backbone) => SelectSites(backbone).OfType<Projection>().LastOrDefault()?.StoredTransposed == true;
 
     /// <summary>True where the method can adapt a site of this kind.</summary>
     /// <param name="site">A site that a target names.</param>

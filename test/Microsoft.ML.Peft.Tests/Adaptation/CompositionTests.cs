@@ -59,10 +59,9 @@ public class CompositionTests
     [TestMethod]
     public void EveryHookIsPassedOnToTheParts()
     {
-        // What starts from data changes its own patches, of which a union holds copies: not passed on yet.
-        string[] left = [nameof(PeftAdaptation.CalibrationBatches), nameof(PeftAdaptation.Calibrate), nameof(PeftAdaptation.NeedsInitial), nameof(PeftAdaptation.Dispose)];
+        string[] left = [nameof(PeftAdaptation.Dispose)];
         string[] hooks = [.. typeof(PeftAdaptation).GetMethods().Where(m => m.IsVirtual && !m.IsFinal && m.DeclaringType == typeof(PeftAdaptation)).Select(m => m.Name.Replace("get_", "", StringComparison.Ordinal)).Except(left)];
-        string[] passed = [.. typeof(JoinedAdaptation).GetMethods().Where(m => m.DeclaringType == typeof(JoinedAdaptation)).Select(m => m.Name)];
+        string[] passed = [.. typeof(JoinedAdaptation).GetMethods().Where(m => m.DeclaringType == typeof(JoinedAdaptation)).Select(m => m.Name.Replace("get_", "", StringComparison.Ordinal))];
         Assert.IsGreaterThan(8, hooks.Length);
         Assert.AreEqual("", string.Join(", ", hooks.Except(passed)), "not passed on by JoinedAdaptation");
     }
@@ -98,6 +97,10 @@ public class CompositionTests
         Refused(() => set.Compose("a", skipLayers: [7]), "layer 7");
         Refused(() => set.AddFusion(new FusionOptions(), ["a"]), "two names or more");
         set.Add("terms", new LoraOptions().Attach(model.Backbone, 1));
+        set.Add("from data", new LoraOptions { DataStart = new EvaStart() }.Attach(model.Backbone, 1));
+        StringAssert.Contains(Assert.ThrowsExactly<NotSupportedException>(() => set.Compose(Composition.Stack("a", "from data"), ["from data"])).Message, "'from data' makes its start");
+        using (PeftAdaptation frozen = set.Compose(Composition.Stack("a", "from data"), ["a"])) Assert.AreEqual(0, frozen.CalibrationBatches);
+        set.Remove("from data");
         Refused(() => set.AddFusion(new FusionOptions(), ["a", "terms"]), "different residual connections");
         Refused(() => { set.Define("pair", Composition.Parallel("a", "b")); return 0; }, "repeats the batch");
         set.Define("mix", Composition.Stack("a", "b"));

@@ -234,6 +234,33 @@ public class LoraStartTests
         Assert.IsTrue(model.Score().Zip(again.Score(loaded.Table())).All(p => Math.Abs(p.First - p.Second) < 1e-4f), "plain LoRA on the unchanged base says the same");
     }
 
+    /// <summary>In a union each start is the one that the part would make alone; the other parts stay as they were.</summary>
+    [TestMethod]
+    [DynamicData(nameof(Starts))]
+    public void AUnionMakesTheStartsOfItsParts(string name)
+    {
+        TrainingOptions still = Options();
+        still.LearningRate = 1e-12;
+        using var alone = new MatrixModel(Of(name), seed: 3);
+        new Trainer(still).Fit(alone.Model, Rows(24), null, new CrossEntropyObjective(3));
+        using var model = new MatrixModel(new UnionOptions { Methods = [new PfeifferOptions(), Of(name)] }, seed: 3);
+        int patches = model.Adaptation!.Patches.Count;
+        Assert.AreEqual(alone.Adaptation!.Method is LoraOptions { DataStart: { } made } ? made.MostBatches : 4, model.Adaptation.CalibrationBatches);
+        float[] before = model.Score();
+        new Trainer(still).Fit(model.Model, Rows(24), null, new CrossEntropyObjective(3));
+        Assert.AreEqual(0, model.Adaptation.CalibrationBatches);
+        Assert.IsTrue(before.Zip(model.Score()).All(p => Math.Abs(p.First - p.Second) < 1e-4f), "the start changed the output");
+        foreach (NamedParameter parameter in alone.Adaptation.Parameters)
+            Assert.IsLessThan(1e-4, Deviations.Distance(parameter.Value, model.Adaptation.Find(parameter.Name)!.Value), parameter.Name);
+        Assert.IsTrue(model.Adaptation.Patches.Count <= patches && model.Adaptation.Parameters.Any(p => p.Name.Contains("adapter_down", StringComparison.Ordinal)));
+        Assert.AreEqual(model.Adaptation.Method.CountTrainable(model.Backbone), model.Adaptation.TrainableCount);
+        Assert.AreEqual(alone.Adaptation.NeedsInitial, model.Adaptation.NeedsInitial);
+        TrainingOptions options = Options();
+        options.LearningRate = 1e-2;
+        new Trainer(options).Fit(model.Model, Rows(24), null, new CrossEntropyObjective(3));
+        Rebuilt(model);
+    }
+
     [TestMethod]
     public void ANewStartLeavesNoTensors()
     {

@@ -129,7 +129,8 @@ internal abstract partial class PlainBase : Backbone
         private readonly Embedding _table;
         private readonly Convolution _convolution;
         private readonly Projection _in, _out;
-        private readonly Tensor _gate, _scale, _up, _down;
+        private readonly Constant _up, _down, _scale;
+        private readonly Tensor _gate;
 
         public ToyBase(JsonObject modules, int heads, IWeightSource weights) : base(modules, "toy")
         {
@@ -141,7 +142,8 @@ internal abstract partial class PlainBase : Backbone
             _in = Add(new Projection("mha", SiteRole.QueryKeyValue, 0, Take(weights, Part("mha.weight", "mha.in_proj_weight")), Take(weights, Part("mha.bias", "mha.in_proj_bias"))));
             Tensor weight = Take(weights, Part("mha.base_layer.out_proj.weight", "mha.out_proj.weight")), bias = Take(weights, Part("mha.base_layer.out_proj.bias", "mha.out_proj.bias"));
             _out = Add(new Projection("mha.base_layer.out_proj", SiteRole.AttentionOutput, 0, weight, bias) { PartOf = "mha" });
-            (_gate, _scale, _up, _down) = (Take(weights, "experts.gate"), Take(weights, "experts.scale"), Take(weights, "experts.weight"), Take(weights, "experts.back"));
+            Constant Bare(string name) => Add(new Constant(name, SiteRole.ModuleParameter, 0, Take(weights, name)));
+            (_up, _down, _scale, _gate) = (Bare("experts.weight"), Bare("experts.back"), Bare("experts.scale"), Take(weights, "experts.gate"));
             Output = Linear(weights, "fc", SiteRole.OtherProjection, 1);
             Add(new Taps(1));
         }
@@ -154,10 +156,10 @@ internal abstract partial class PlainBase : Backbone
         {
             hidden = hidden + _convolution.Forward(hidden.transpose(1, 2), pass).transpose(1, 2);
             hidden = hidden + Attention(hidden, pass);
-            Tensor x = hidden.matmul(_scale.t());
-            Tensor gate = _gate.softmax(0);
+            Tensor x = hidden.matmul(_scale.Value(pass).t());
+            Tensor gate = _gate.softmax(0), up = _up.Value(pass), down = _down.Value(pass);
             for (int e = 0; e < gate.shape[0]; e++)
-                hidden = hidden + nn.functional.relu(x.matmul(_up.select(0, e))).matmul(_down.select(0, e)) * gate.select(0, e);
+                hidden = hidden + nn.functional.relu(x.matmul(up.select(0, e))).matmul(down.select(0, e)) * gate.select(0, e);
             return hidden;
         }
 

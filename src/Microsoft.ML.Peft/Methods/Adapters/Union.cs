@@ -59,6 +59,13 @@ public class UnionOptions : PeftMethod, IAdapterHubMethod
     /// <inheritdoc/>
     public override long CountTrainable(Backbone backbone) => Named().Sum(m => m.CountTrainable(backbone));
 
+    internal UnionOptions Of(PeftMethod[] methods)
+    {
+        var copy = (UnionOptions)MemberwiseClone();
+        copy.Methods = methods;
+        return copy;
+    }
+
     private PeftMethod[] Named()
     {
         foreach (IAdapterHubMethod part in Methods.OfType<IAdapterHubMethod>()) part.Name = Name;
@@ -140,12 +147,24 @@ internal sealed class UnionAdaptation : JoinedAdaptation
     public UnionAdaptation(UnionOptions method, Backbone backbone, IReadOnlyList<PeftAdaptation> parts) : base(method, backbone)
     {
         Parts = parts;
-        foreach (PeftAdaptation part in parts)
+        Join();
+    }
+
+    // A start from data changes the options of its part.
+    public override void Calibrate(Calibration calibration)
+    {
+        base.Calibrate(calibration);
+        Method = ((UnionOptions)Method).Of([.. Parts.Select(part => part.Method)]);
+    }
+
+    protected override void Join()
+    {
+        foreach (PeftAdaptation part in Parts)
         {
             foreach (NamedParameter parameter in part.Parameters)
             {
                 if (Find(parameter.Name) is not null)
-                    throw new ArgumentException($"Two parts of the union have a parameter {parameter.Name}; give them other sites, or other names.", nameof(parts));
+                    throw new ArgumentException($"Two parts of the union have a parameter {parameter.Name}; give them other sites, or other names.");
                 Add(parameter);
             }
             foreach ((Site site, Patch patch) in part.Patches) Attach(site, patch);

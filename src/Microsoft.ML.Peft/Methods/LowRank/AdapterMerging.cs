@@ -160,6 +160,7 @@ public static class AdapterMerging
         string? other = lora.UseDora ? nameof(lora.UseDora) : lora.LoraBias ? nameof(lora.LoraBias)
             : lora.Variant is not null ? $"{nameof(lora.Variant)} = {lora.Variant.GetType().Name}"
             : lora.TrainableTokens.Count > 0 ? nameof(lora.TrainableTokens)
+            : lora.TargetParameters.Length > 0 ? nameof(lora.TargetParameters)
             : adapter.Patches.Keys.Any(site => site is Convolution { Groups: > 1 }) ? "grouped convolutions"
             : lora.BiasMode != BiasMode.None ? $"{nameof(lora.BiasMode)} = {lora.BiasMode}" : null;
         if (other is not null)

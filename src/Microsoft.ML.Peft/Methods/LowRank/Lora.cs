@@ -102,6 +102,19 @@ public sealed partial class LoraOptions : TargetedMethod
     /// </summary>
     public OrderedDictionary<string, int[]> TrainableTokens { get; set; } = [];
 
+    /// <summary>
+    /// Tensors that are adapted as they lie, whatever their modules do with them: ends of full parameter names
+    /// (<c>experts.down_proj</c>), of two axes or, stacked experts, of three. With these and no <see cref="TargetedMethod.Targets"/>, no module is
+    /// adapted.
+    /// </summary>
+    public string[] TargetParameters { get; set; } = [];
+
+    /// <summary>
+    /// True to adapt a table and the output layer that shares it as one, with one update: where a target is called
+    /// <c>embed_tokens</c> or <c>lm_head</c>, is a role, or is the table's whole path. The same for <see cref="TargetedMethod.ModulesToSave"/>.
+    /// </summary>
+    public bool EnsureWeightTying { get; set; }
+
     /// <inheritdoc/>
     [JsonIgnore]
     public override string Id => "lora";
@@ -140,6 +153,7 @@ public sealed partial class LoraOptions : TargetedMethod
         if (init.NeedsEvenRank && Rank % 2 != 0) throw Invalid(nameof(Rank), Rank, $"an even number with Init = '{Init}'");
         CheckVariant();
         CheckReplication();
+        CheckParameters();
         foreach ((string key, int rank) in RankPattern)
             if (rank is < 1 or > 4096) throw Invalid($"{nameof(RankPattern)}['{key}']", rank, "1 to 4096");
         foreach ((string key, double alpha) in AlphaPattern)

@@ -36,6 +36,12 @@ internal sealed class LoraFactors
     /// </summary>
     public (NamedParameter A, NamedParameter B)? Start { get; init; }
 
+    /// <summary>
+    /// True where the site's tensor is changed as it lies, <c>[p, q]</c> or stacked <c>[experts, p, q]</c>: then A is
+    /// <c>[experts · rank, q]</c> and B <c>[p, rank · experts]</c>.
+    /// </summary>
+    public bool Bare { get; init; }
+
     /// <summary>Blocks on the diagonals of A and B (BD-LoRA).</summary>
     public (int A, int B) Blocks { get; set; } = (1, 1);
 
@@ -61,9 +67,19 @@ internal sealed class LoraFactors
     /// <summary>The change of the logical weight, all terms together.</summary>
     public Tensor Delta()
     {
+        if (Bare) return StackedDelta();
         Tensor delta = Term.Delta();
         if (StartTerm is { } start) delta = delta + start.Delta();
         return Site is Embedding ? delta.t() : delta.view(Site.Weight.shape);
+    }
+
+    // B keeps the experts in its inner axis, A in its outer one.
+    private Tensor StackedDelta()
+    {
+        long[] shape = Site.Weight.shape;
+        long experts = shape.Length == 3 ? shape[0] : 1;
+        Tensor b = B.Value.view(shape[^2], -1, experts).permute(2, 0, 1);                      // [experts, p, rank]
+        return (b.matmul(A.Value.view(experts, -1, shape[^1])) * Scale).view(shape);
     }
 
     /// <summary>Lengths of the rows (at a table: columns) of the changed weight, in float32, without a gradient.</summary>
@@ -100,6 +116,7 @@ internal sealed class LoraAdaptation : PeftAdaptation
         _factors.Add(factors);
         Attach(factors.Site, Options.Variant?.Patch(factors) ?? factors switch
         {
+            { Bare: true } => new DeltaPatch(_ => factors.Delta()),
             { Site: Embedding } => new LoraTablePatch(factors),
             { Magnitude: not null } => new DoraPatch(factors),
             _ => new LoraPatch(factors),

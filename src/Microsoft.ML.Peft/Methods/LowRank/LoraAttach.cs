@@ -12,8 +12,8 @@ public sealed partial class LoraOptions
     /// <inheritdoc/>
     public override long CountTrainable(Backbone backbone)
     {
-        IReadOnlyList<WeightSite> sites = SelectSites(backbone), whole = SavedWhole(backbone);
-        long count = whole.Sum(TrainedCopies.Count);
+        IReadOnlyList<WeightSite> sites = AdaptedSites(backbone), whole = SavedWhole(backbone);
+        long count = OnceEach(backbone, whole).Sum(TrainedCopies.Count) + ParameterSites(backbone).Sum(site => CountParameter(site, backbone));
         foreach (WeightSite site in sites)
         {
             string path = backbone.PathOf(site);
@@ -39,7 +39,7 @@ public sealed partial class LoraOptions
     {
         Validate();
         CheckStacked(backbone);
-        IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        IReadOnlyList<WeightSite> sites = AdaptedSites(backbone);
         using var scope = NewDisposeScope();
         using var off = no_grad();
         var adaptation = new LoraAdaptation(this, backbone);
@@ -47,7 +47,8 @@ public sealed partial class LoraOptions
         {
             foreach (WeightSite site in sites) AddSite(adaptation, site, seed);
             foreach ((Embedding table, int[] ids) in TokenRows(backbone)) AddTokens(adaptation, table, ids);
-            foreach (WeightSite site in SavedWhole(backbone)) TrainedCopies.Whole(adaptation, site);
+            AddParameters(adaptation, seed);
+            AddWhole(adaptation);
             if (BiasMode == BiasMode.All)
                 foreach (WeightSite site in backbone.Sites.OfType<WeightSite>())
                     if (site.Bias is not null && !adaptation.Patches.ContainsKey(site))
@@ -101,8 +102,9 @@ public sealed partial class LoraOptions
         LoraInit init = LoraInit.Parse(Init);
         string nameA = table ? $"{path}.lora_embedding_A" : $"{path}.lora_A.weight";
         string nameB = table ? $"{path}.lora_embedding_B" : $"{path}.lora_B.weight";
-        (Tensor a, Tensor b) = table
-            ? (zeros([rank, narrow]), new Draws(seed, nameB).Normal(1, wide, rank))
+        Projection? tied = TiedHead(backbone) is { } head && ReferenceEquals(head.TiedTo, site) ? head : null;
+        (Tensor a, Tensor b) = tied is not null ? (zeros([rank, narrow]), new Draws(seed, nameB).Kaiming(rank, wide).t().contiguous())
+            : table ? (zeros([rank, narrow]), new Draws(seed, nameB).Normal(1, wide, rank))
             : Variant?.Draw(site.Weight, path, (int)rank, new Draws(seed, nameA)) ?? init.Draw(convolution is null ? site.Weight : site.Weight.new_empty(wide, narrow), (int)rank, scale, new Draws(seed, nameA), new Draws(seed, nameB), path);
         if (convolution is not null)
         {
@@ -111,14 +113,15 @@ public sealed partial class LoraOptions
             b = b.narrow(1, 0, rank / convolution.Groups).reshape((long[])[wide, rank / convolution.Groups, .. ones]);
         }
 
-        NamedParameter Add(string name, Tensor value, bool trainable = true) => adaptation.Add(name, value.to(backbone.Device), trainable);
+        NamedParameter Add(string name, Tensor value, bool trainable = true, string? turned = null) =>
+            adaptation.Add(new NamedParameter(name, value.to(backbone.Device), trainable) { TurnedCopies = tied is null || turned is null ? [] : [$"{backbone.PathOf(tied)}.{turned}.weight"] });
         NamedParameter AddStart(string name, string of, Tensor value) =>
             adaptation.Add(new NamedParameter(name, value.clone().to(backbone.Device), trainable: false) { Exchanged = false, InitialOf = of });
         var factors = new LoraFactors
         {
             Site = site,
-            A = Add(nameA, a, LoraFa == LoraFaMode.Off),
-            B = Add(nameB, b, table || !init.FreezesB),
+            A = Add(nameA, a, LoraFa == LoraFaMode.Off, "lora_B"),
+            B = Add(nameB, b, table || !init.FreezesB, "lora_A"),
             Scale = scale,
             Dropout = Dropout,
             BiasB = LoraBias && !table ? Add($"{path}.lora_B.bias", zeros([wide])) : null,
@@ -131,5 +134,6 @@ public sealed partial class LoraOptions
         Variant?.Add(adaptation, factors, path, seed);
         if (UseDora) factors.Magnitude = Add($"{path}.lora_magnitude_vector", factors.OnOutput(factors.Lengths(site.Weight)));
         adaptation.Attach(factors);
+        if (tied is not null) adaptation.Attach(tied, new LoraTiedPatch(factors));
     }
 }

@@ -15,7 +15,7 @@ public sealed partial class LoraOptions
     // Fields that change what is computed, and what to do about them.
     private static readonly string[] _unsupported =
     [
-        "arrow_config", "megatron_config", "target_parameters",
+        "arrow_config", "megatron_config",
     ];
 
     /// <inheritdoc/>
@@ -34,6 +34,8 @@ public sealed partial class LoraOptions
         Variant = LoraVariant.Read(config);
         DataStart = LoraStart.Read(config);
         TrainableTokens = ReadTokens(config["trainable_token_indices"]);
+        TargetParameters = [.. AdapterConfig.List<string>(config, "target_parameters")];
+        EnsureWeightTying = AdapterConfig.Get(config, "ensure_weight_tying", false);
         Rank = AdapterConfig.Get(config, "r", 8);
         Alpha = AdapterConfig.Get(config, "lora_alpha", 8.0);
         Dropout = AdapterConfig.Get(config, "lora_dropout", 0.0);
@@ -77,9 +79,10 @@ public sealed partial class LoraOptions
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         foreach (string field in (string[])["alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
-            "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config"])
+            "lora_ga_config", "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "velora_config"])
             config[field] = null;
         WriteTargets(config, backbone);
+        NameTied(config, backbone);
         config["r"] = Rank;
         config["lora_alpha"] = AdapterConfig.Number(Alpha);
         config["lora_dropout"] = Dropout;
@@ -90,8 +93,9 @@ public sealed partial class LoraOptions
         config["init_lora_weights"] = Init switch { "default" => true, "false" => false, _ => Init };
         config["rank_pattern"] = new JsonObject(Ordered(RankPattern, RankAt, backbone).Select(p => KeyValuePair.Create(p.Key, (JsonNode?)p.Value)));
         config["alpha_pattern"] = new JsonObject(Ordered(AlphaPattern, AlphaAt, backbone).Select(p => KeyValuePair.Create(p.Key, (JsonNode?)AdapterConfig.Number(p.Value))));
-        config["fan_in_fan_out"] = StoresTransposed(backbone);
-        config["ensure_weight_tying"] = false;
+        config["fan_in_fan_out"] = TiedHead(backbone) is null && StoresTransposed(backbone);
+        config["ensure_weight_tying"] = EnsureWeightTying;
+        config["target_parameters"] = TargetParameters.Length == 0 ? null : AdapterConfig.Array(TargetParameters);
         config["loftq_config"] = new JsonObject();
         config["megatron_core"] = "megatron.core";
         config["qalora_group_size"] = 16;
