@@ -25,7 +25,7 @@ internal static class MethodsCommand
 
     private static int Run(ParseResult call)
     {
-        using CheckpointFolder folder = TextClassificationModel.OpenBackbone(call.GetValue(_backbone));
+        using CheckpointFolder folder = TextClassificationTask.Instance.OpenBackbone(call.GetValue(_backbone));
         using Backbone backbone = BackboneLoader.Load(folder);
         using var scope = torch.NewDisposeScope();
         TokenBatch probe = MethodProbe.AnyTokens(backbone);

@@ -19,7 +19,7 @@ internal sealed class ProgressScreen : IDisposable
     /// <summary>Prints what the trainer logs, but not the progress that the bar shows.</summary>
     public void Log(LoggingEventArgs e)
     {
-        if (e.Kind is ChannelMessageKind.Trace || !e.Source.StartsWith("TextClassificationTrainer", StringComparison.Ordinal)) return;
+        if (e.Kind is ChannelMessageKind.Trace || !e.Source.Contains("ClassificationTrainer", StringComparison.Ordinal)) return;
         if (e.RawMessage.StartsWith("epoch ", StringComparison.Ordinal)) return;
         EndLine();
         string color = e.Kind is ChannelMessageKind.Warning or ChannelMessageKind.Error ? "yellow" : "grey";

@@ -12,7 +12,7 @@ public sealed record AdapterSaveOptions
 {
     /// <summary>
     /// <c>SEQ_CLS</c>, <c>TOKEN_CLS</c>, <c>QUESTION_ANS</c>, <c>CAUSAL_LM</c>, <c>SEQ_2_SEQ_LM</c>, <c>FEATURE_EXTRACTION</c>; null for
-    /// SEQ_CLS where there is a head, FEATURE_EXTRACTION where there is none.
+    /// SEQ_CLS where there is a head, FEATURE_EXTRACTION where there is none; empty for none, as classifiers of images have it.
     /// </summary>
     public string? TaskType { get; init; }
 
@@ -98,7 +98,7 @@ public sealed partial class AdapterFolder
         var config = _common.DeepClone().AsObject();
         foreach (string field in (string[])["auto_mapping", "base_model_name_or_path", "revision", "task_type"])
             if (options.LoadedFrom?[field] is { } kept) config[field] = kept.DeepClone();
-        config["task_type"] = options.TaskType ?? (options.LoadedFrom is { } from ? from["task_type"]?.DeepClone() : head is null ? "FEATURE_EXTRACTION" : "SEQ_CLS");
+        config["task_type"] = options.TaskType is "" ? null : options.TaskType ?? (options.LoadedFrom is { } from ? from["task_type"]?.DeepClone() : head is null ? "FEATURE_EXTRACTION" : "SEQ_CLS");
         if (options.BaseModel is not null) config["base_model_name_or_path"] = options.BaseModel;
         if (adaptation.Method.FitsHuggingFace(adaptation.Backbone))
         {

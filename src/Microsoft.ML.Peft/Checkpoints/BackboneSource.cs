@@ -5,17 +5,17 @@ using System.Text.Json.Nodes;
 namespace Microsoft.ML.Peft.Checkpoints;
 
 /// <summary>Where a model's backbone came from, so that the model can be saved again: the files themselves, or a folder by hash.</summary>
-/// <param name="Files">Config, weights and tokenizer files.</param>
+/// <param name="Files">Config, weights and files of the tokenizer or processor.</param>
 /// <param name="Folder">Path of the folder, where it was a folder.</param>
 /// <param name="Sha256">Hash of the weight files.</param>
 internal sealed record BackboneSource(IFileSet Files, string? Folder, Lazy<string> Sha256)
 {
-    // What a Hugging Face folder may hold beside the weights that the tokenizer or the network read.
+    // What a Hugging Face folder may hold beside the weights that the tokenizer, the processor or the network read.
     private static readonly string[] _small =
     [
         "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
         "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "bpe.codes",
-        "sentence_bert_config.json",
+        "sentence_bert_config.json", "preprocessor_config.json", "processor_config.json",
 
         // The licence of the weights goes where the weights go.
         "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "MODEL_CARD.md",

@@ -51,7 +51,7 @@ internal static class OutputShapes
     private static SchemaShape.Column Find(SchemaShape shape, string name, string role)
     {
         foreach (SchemaShape.Column column in shape) if (column.Name == name) return column;
-        throw Tasks.TextColumns.Missing(name, role, shape.Select(c => c.Name));
+        throw Tasks.InputColumns.Missing(name, role, shape.Select(c => c.Name));
     }
 
     private static SchemaShape Annotations(SchemaShape.Column labels, params string[] copies)

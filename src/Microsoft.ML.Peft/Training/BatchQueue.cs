@@ -1,7 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Threading.Channels;
-using Microsoft.ML.Peft.Backbones;
 
 namespace Microsoft.ML.Peft.Training;
 
@@ -17,9 +16,9 @@ internal sealed class BatchQueue : IDisposable
     private readonly Func<PlannedStep, ReadyStep> _assemble;
     private readonly Task? _producer;
 
-    public BatchQueue(BatchPlan plan, long from, int ahead, BackboneConfig config, int multiple)
+    public BatchQueue(BatchPlan plan, long from, int ahead, Func<IReadOnlyList<Example>, int, BatchArrays> assemble)
     {
-        _assemble = step => new ReadyStep(step, [.. step.MicroBatches.Select(rows => BatchArrays.Of(rows, config, multiple))]);
+        _assemble = step => new ReadyStep(step, [.. step.MicroBatches.Select(rows => assemble(rows, step.Epoch))]);
         _channel = Channel.CreateBounded<ReadyStep>(new BoundedChannelOptions(Math.Max(1, ahead)) { SingleReader = true, SingleWriter = true });
         if (ahead == 0) _direct = plan.Steps(from).GetEnumerator();
         else _producer = Task.Run(() => Produce(plan, from));

@@ -168,6 +168,7 @@ internal sealed class CheckpointStore
         {
             hash.AppendData(MemoryMarshal.AsBytes(row.Ids.AsSpan()));
             hash.AppendData(MemoryMarshal.AsBytes(row.TypeIds.AsSpan()));
+            if (row.Input is { } input) hash.AppendData(input.Fingerprint.Span);
             (numbers[0], numbers[1], numbers[2]) = (row.Label, row.Target, row.Weight);
             hash.AppendData(MemoryMarshal.AsBytes(numbers));
         }

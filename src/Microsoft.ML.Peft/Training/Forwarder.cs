@@ -21,12 +21,15 @@ internal sealed class Forwarder : IDisposable
     /// <summary>True where nothing that is trained lies below the head.</summary>
     public static bool CanCache(AdaptedModel model) => model.Patches.LowestTrainable == int.MaxValue;
 
+    /// <summary>True where the features of all rows are kept, so that their images or sounds need not be read.</summary>
+    public bool Keeps(IReadOnlyList<Example> rows) => _features is not null && rows.All(_places.ContainsKey);
+
     /// <summary>Scores of a batch.</summary>
     public Tensor Score(BatchArrays arrays, Pass pass)
     {
-        if (_features is null || !arrays.Rows.All(_places.ContainsKey))
+        if (!Keeps(arrays.Rows))
             return _model.Forward(MiniBatch.ToTokens(arrays, _model.Backbone.Device), pass);
-        Tensor places = tensor(Array.ConvertAll([.. arrays.Rows], r => _places[r]), device: _features.device);
+        Tensor places = tensor(Array.ConvertAll([.. arrays.Rows], r => _places[r]), device: _features!.device);
         return _model.Head.FromFeatures(_features.index_select(0, places), pass);
     }
 
@@ -34,15 +37,16 @@ internal sealed class Forwarder : IDisposable
     public void Fill(IEnumerable<Example> rows, int batch, int multiple)
     {
         Example[] sorted = [.. rows.Distinct(ReferenceEqualityComparer.Instance).Cast<Example>().OrderByDescending(r => r.Length)];
+        if (sorted.Length == 0) return;
         var parts = new List<Tensor>();
         using var off = no_grad();
         using var scope = NewDisposeScope();
-        foreach (Example[] chunk in sorted.Chunk(batch))
+        foreach (BatchArrays arrays in Assembled(sorted.Chunk(batch), multiple))
         {
             using var inner = NewDisposeScope();
             var pass = new Pass(_model.Patches);
             Backbone backbone = _model.Backbone;
-            BackboneOutput output = backbone.Forward(MiniBatch.ToTokens(BatchArrays.Of(chunk, backbone.Config, multiple), backbone.Device), pass);
+            BackboneOutput output = backbone.Forward(MiniBatch.ToTokens(arrays, backbone.Device), pass);
             Tensor features = _model.Head.Features(backbone, output, pass);
             if (features.dim() != 2) return;
             parts.Add(features.MoveToOuterDisposeScope());
@@ -56,18 +60,21 @@ internal sealed class Forwarder : IDisposable
     {
         MetricSums sums = objective.NewMetrics();
         using var off = no_grad();
-        foreach (Example[] chunk in rows.OrderByDescending(r => r.Length).Chunk(batch))
+        foreach (BatchArrays arrays in Assembled(rows.OrderByDescending(r => r.Length).Chunk(batch), multiple))
         {
             cancel.ThrowIfCancellationRequested();
             using var scope = NewDisposeScope();
             var pass = new Pass(_model.Patches);
-            Tensor scores = Score(BatchArrays.Of(chunk, _model.Backbone.Config, multiple), pass);
-            double loss = objective.Sum(scores, new MiniBatch(chunk, scores.device)).item<float>();
+            Tensor scores = Score(arrays, pass);
+            double loss = objective.Sum(scores, new MiniBatch(arrays.Rows, scores.device)).item<float>();
             float[] numbers = scores.to_type(ScalarType.Float32).cpu().contiguous().data<float>().ToArray();
-            sums.Add(numbers, chunk, loss, chunk.Sum(objective.Count));
+            sums.Add(numbers, arrays.Rows, loss, arrays.Rows.Sum(objective.Count));
         }
         return sums.Result();
     }
+
+    private IEnumerable<BatchArrays> Assembled(IEnumerable<Example[]> chunks, int multiple) =>
+        ReadAhead.Of(chunks, rows => BatchArrays.Of(rows, _model.Backbone.Config, multiple, bare: Keeps(rows)));
 
     public void Dispose() => _features?.Dispose();
 }

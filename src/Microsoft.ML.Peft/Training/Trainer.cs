@@ -96,8 +96,10 @@ public sealed class Trainer
         {
             Example row = rows[i];
             string name = row.Row >= 0 ? $"row {row.Row}" : $"example {i}";
+            if (row.Input is null != (config.Input == BackboneInput.Text))
+                throw new ArgumentException($"The {what} data: {name} is {(row.Input is null ? "a text" : "no text")}, but a {config.ModelType} backbone reads {config.Input.ToString().ToLowerInvariant()}.");
             if (row.Length == 0) throw new ArgumentException($"The {what} data: {name} has no tokens.");
-            if (row.Length > config.MaxTokens)
+            if (row.Input is null && row.Length > config.MaxTokens)
                 throw new ArgumentException($"The {what} data: {name} has {row.Length} tokens, the model takes at most {config.MaxTokens}; truncate it.");
             if (row.TypeIds is { } types && types.Length != row.Length)
                 throw new ArgumentException($"The {what} data: {name} has {types.Length} token types for {row.Length} tokens.");

@@ -26,9 +26,11 @@ internal sealed class TrainingCalibration : Calibration
 
     public override Tensor Run(int batch, PatchTable worn)
     {
-        var tokens = Tokens(batch);
-        _model.Backbone.Forward(tokens, new Pass(worn));
-        return tokens.Mask;
+        Backbones.TokenBatch tokens = Tokens(batch);
+        var pass = new Pass(worn);
+        _model.Backbone.Forward(tokens, pass);
+        // What tokens an image or a sound makes, the network alone knows.
+        return _model.Backbone.Config.Input == Backbones.BackboneInput.Text ? tokens.Mask : pass.Layout.Mask;
     }
 
     public override Tensor Loss(int batch, PatchTable worn)

@@ -67,6 +67,7 @@ public sealed record TrainingPlan
         double epochs = (double)batches.TotalSteps / batches.StepsAnEpoch;
         long trained = model.Parameters.Where(p => p.Trainable).Sum(p => p.Value.numel());
         long others = model.Parameters.Sum(p => p.Value.numel());
+        int multiple = train[0].Input is null ? options.PadToMultiple : 1;
         int[] order = [.. batches.Epoch(0).SelectMany(b => b)], lengths = [.. train.Select(r => r.Length)];
         return new TrainingPlan
         {
@@ -79,10 +80,10 @@ public sealed record TrainingPlan
             Epochs = epochs,
             Steps = batches.TotalSteps,
             Tokens = (long)(lengths.Sum(l => (long)l) * epochs),
-            PaddingShare = RowOrder.PaddingShare(order, lengths, options.BatchSize, options.PadToMultiple),
+            PaddingShare = RowOrder.PaddingShare(order, lengths, options.BatchSize, multiple),
             WeightBytes = 4 * model.Backbone.ParameterCount,
             TrainableBytes = trained * (options.Optimizer == OptimizerKind.Sgd ? 12 : 16),
-            ActivationBytes = Activations(model, options, Math.Min(options.BatchSize, train.Count), lengths.Max()),
+            ActivationBytes = Activations(model, options, Math.Min(options.BatchSize, train.Count), (lengths.Max() + multiple - 1) / multiple * multiple),
             LearningRate = options.LearningRate ?? model.Adaptation?.Method.DefaultLearningRate ?? 1e-3,
         };
     }
@@ -92,7 +93,7 @@ public sealed record TrainingPlan
     private static long Activations(AdaptedModel model, TrainingOptions options, int rows, int length)
     {
         BackboneConfig config = model.Backbone.Config;
-        long tokens = (long)rows * ((length + options.PadToMultiple - 1) / options.PadToMultiple * options.PadToMultiple);
+        long tokens = (long)rows * length;
         long layer = 4 * tokens * (10L * config.HiddenSize + 3L * config.IntermediateSize + 3L * config.HeadCount * tokens / rows);
         long state = 4 * tokens * config.HiddenSize;
         int lowest = model.Patches.LowestTrainable;

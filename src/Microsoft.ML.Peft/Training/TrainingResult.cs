@@ -84,6 +84,9 @@ public sealed record TrainingResult
     /// <summary>Tokens trained a second of training steps.</summary>
     public double TokensPerSecond => TrainingSeconds > 0 ? Tokens / TrainingSeconds : 0;
 
+    /// <summary>Rows of training and validation data that were left out because their image or sound could not be read, as the options allow.</summary>
+    public long SkippedRows { get; init; }
+
     /// <summary>What the user should know.</summary>
     public required IReadOnlyList<string> Warnings { get; init; }
 }

@@ -78,11 +78,14 @@ internal sealed class TrainingRun : IDisposable
 
     private void Loop()
     {
-        using var queue = new BatchQueue(
-            _plan, _state.Step, _options.Prefetch, _model.Backbone.Config, _options.PadToMultiple);
+        using var queue = new BatchQueue(_plan, _state.Step, _options.Prefetch, Assemble);
         while (_state.Stopped is null)
             if (_options.CancellationToken.IsCancellationRequested || !Advance(queue)) Cancel();
     }
+
+    // Called on the queue's thread.
+    private BatchArrays Assemble(IReadOnlyList<Example> rows, int epoch) =>
+        BatchArrays.Of(rows, _model.Backbone.Config, _options.PadToMultiple, new TrainingDraw(_options.Seed, epoch), _forwarder.Keeps(rows));
 
     private void Cancel()
     {
@@ -243,7 +246,9 @@ internal sealed class TrainingRun : IDisposable
     private void FillCache()
     {
         if (!_options.CacheFeatures || !Forwarder.CanCache(_model)) return;
-        _forwarder.Fill(_plan.Rows.Concat(_validation ?? []), Trainer.EvaluationBatch(_options), _options.PadToMultiple);
+        // What training sees anew each time cannot be kept; what it is judged by can.
+        bool varies = _plan.Rows.Any(r => r.Input is { Varies: true });
+        _forwarder.Fill((varies ? [] : _plan.Rows).Concat(_validation ?? []), Trainer.EvaluationBatch(_options), _options.PadToMultiple);
     }
 
     private void Resume()

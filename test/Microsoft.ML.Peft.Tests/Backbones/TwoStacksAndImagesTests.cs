@@ -173,7 +173,7 @@ public sealed class TwoStacksAndImagesTests
     {
         foreach (string name in (string[])["t5", "vit"])
         {
-            var e = Assert.ThrowsExactly<ArgumentException>(() => TextClassificationModel.Assemble(Make(name), new LoraOptions(), 2, Pooling.Family, 0, null));
+            var e = Assert.ThrowsExactly<ArgumentException>(() => TextClassificationTask.Instance.Assemble(Make(name), new LoraOptions(), 2, Pooling.Family, 0, null));
             StringAssert.Contains(e.Message, $"model_type {name}");
         }
     }

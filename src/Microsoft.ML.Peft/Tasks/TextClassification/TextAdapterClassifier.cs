@@ -16,29 +16,23 @@ internal sealed class TextAdapterClassifier : IDisposable
 {
     private int _disposed;
 
-    public TextAdapterClassifier(Backbone backbone, AdapterSet adapters, TextTokenizer tokenizer, LabelSet labels, int maxTokens) =>
-        (Backbone, Adapters, Tokenizer, Labels, MaxTokens) = (backbone, adapters, tokenizer, labels, maxTokens);
+    public TextAdapterClassifier(Backbone backbone, AdapterSet adapters, TextEncoder encoder, LabelSet labels) =>
+        (Backbone, Adapters, Encoder, Labels) = (backbone, adapters, encoder, labels);
 
     public Backbone Backbone { get; }
 
     public AdapterSet Adapters { get; }
 
-    public TextTokenizer Tokenizer { get; }
+    public TextEncoder Encoder { get; }
 
     public LabelSet Labels { get; }
-
-    public int MaxTokens { get; }
 
     /// <summary>Scores rows in batches of similar length, whatever adapters they name; results in the order of the rows.</summary>
     public ClassScores[] Score(IReadOnlyList<AdapterRow> rows)
     {
         ObjectDisposedException.ThrowIf(_disposed != 0, typeof(TextAdapterTransformer));
         var examples = new Example[rows.Count];
-        for (int i = 0; i < examples.Length; i++)
-        {
-            TextEncoding encoding = Tokenizer.Encode(rows[i].Text.First, rows[i].Text.Second, MaxTokens);
-            examples[i] = new Example { Ids = encoding.Ids, TypeIds = encoding.TypeIds };
-        }
+        for (int i = 0; i < examples.Length; i++) examples[i] = Encoder.Encode(rows[i].Text);
         return LengthBatches.Score(Backbone, examples, (tokens, places) => Adapters.Forward(tokens, Array.ConvertAll(places, i => rows[i].Adapter)));
     }
 

@@ -59,36 +59,36 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
         ArgumentNullException.ThrowIfNull(models);
         ArgumentException.ThrowIfNullOrEmpty(adapterColumn);
         if (models.Count == 0) throw new ArgumentException("There is no model to join; give at least one trained text classifier by name.", nameof(models));
-        (string firstName, TextClassificationModel first) = (models.First().Key, models.First().Value.Inner);
+        (string firstName, ClassificationModel<TextRow> first) = (models.First().Key, models.First().Value.Inner);
         foreach ((string name, TextClassificationTransformer model) in models) CheckAlike(firstName, first, name, model.Inner);
         using CheckpointFolder folder = first.OpenSource();
         return Assemble(folder, Devices.Choose(environment), first, [.. models.Select(m => new TextAdapterPart(m.Key, m.Value.Method, m.Value.Inner.Pooling))], adapterColumn,
             compositions, (part, parameters) => part.Copy(models[part.Name].Model.Parameters, parameters));
     }
 
-    private static void CheckAlike(string firstName, TextClassificationModel first, string name, TextClassificationModel other)
+    private static void CheckAlike(string firstName, ClassificationModel<TextRow> first, string name, ClassificationModel<TextRow> other)
     {
         void Same(string what, object? a, object? b)
         {
             if (!Equals(a, b)) throw new ArgumentException($"The models '{firstName}' and '{name}' have different {what}: {a} and {b}. Joined models share one backbone, text columns and labels.", "models");
         }
-        Same("backbones", first.SourceSha256, other.SourceSha256);
-        Same("text columns", string.Join(", ", first.Text.Names), string.Join(", ", other.Text.Names));
-        Same("longest texts", first.Classifier.MaxTokens, other.Classifier.MaxTokens);
-        Same("labels", first.Classifier.Labels.ToJson().ToJsonString(), other.Classifier.Labels.ToJson().ToJsonString());
-        Same("output columns", first.Columns, other.Columns);
+        Same("backbones", first.Source.Sha256.Value, other.Source.Sha256.Value);
+        Same("text columns", string.Join(", ", first.Inputs), string.Join(", ", other.Inputs));
+        Same("longest texts", ((TextEncoder)first.Encoder).MaxTokens, ((TextEncoder)other.Encoder).MaxTokens);
+        Same("labels", first.Labels.ToJson().ToJsonString(), other.Labels.ToJson().ToJsonString());
+        Same("output columns", first.Outputs, other.Outputs);
     }
 
     private static TextAdapterTransformer Assemble(
-        CheckpointFolder folder, TorchSharp.torch.Device device, TextClassificationModel like, IReadOnlyList<TextAdapterPart> parts, string adapterColumn,
+        CheckpointFolder folder, TorchSharp.torch.Device device, ClassificationModel<TextRow> like, IReadOnlyList<TextAdapterPart> parts, string adapterColumn,
         IReadOnlyDictionary<string, Composition> compositions, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill) =>
-        new(Build(folder, device, parts, like.Classifier.Labels, like.Classifier.MaxTokens, compositions, fill), parts, like.Text, adapterColumn, like.Columns, like.Source, like.ByReference);
+        new(Build(folder, device, parts, like.Labels, ((TextEncoder)like.Encoder).MaxTokens, ((TextEncoder)like.Encoder).Text, compositions, fill), parts, ((TextEncoder)like.Encoder).Text, adapterColumn, like.Outputs, like.Source, like.ByReference);
 
     private static TextAdapterClassifier Build(
-        CheckpointFolder folder, TorchSharp.torch.Device device, IReadOnlyList<TextAdapterPart> parts, LabelSet labels, int maxTokens,
+        CheckpointFolder folder, TorchSharp.torch.Device device, IReadOnlyList<TextAdapterPart> parts, LabelSet labels, int maxTokens, TextColumns text,
         IReadOnlyDictionary<string, Composition> compositions, Action<TextAdapterPart, IReadOnlyList<NamedParameter>> fill)
     {
-        TextTokenizer tokenizer = TextTokenizer.Load(folder.Files);
+        var encoder = new TextEncoder(TextTokenizer.Load(folder.Files), maxTokens, text);
         Backbone backbone = BackboneLoader.Load(folder, device);
         var set = new AdapterSet(backbone);
         try
@@ -105,7 +105,7 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
                 if (tree.Fusions.Any()) throw new ArgumentException($"The composition '{name}' holds a fusion, whose weights no trained classifier brings; fusions compose in an AdapterSet.", nameof(compositions));
                 set.Define(name, tree);
             }
-            return new TextAdapterClassifier(backbone, set, tokenizer, labels, maxTokens);
+            return new TextAdapterClassifier(backbone, set, encoder, labels);
         }
         catch
         {
@@ -155,14 +155,14 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
             ["adapters"] = adapters,
             ["compositions"] = new JsonObject(_classifier.Adapters.Compositions.Select(c => KeyValuePair.Create(c.Key, (JsonNode?)c.Value.ToJson()))),
             ["adapterColumn"] = AdapterColumn,
-            ["maxTokens"] = _classifier.MaxTokens,
+            ["maxTokens"] = _classifier.Encoder.MaxTokens,
             ["sentence1"] = _text.First,
             ["sentence2"] = _text.Second,
             ["score"] = _columns.Score,
             ["predictedLabel"] = _columns.PredictedLabel,
             ["probability"] = _columns.Probability,
             ["labels"] = _classifier.Labels.ToJson(),
-            ["backbone"] = BackboneEntry.Save(ctx, _source, _byReference, hashes),
+            ["backbone"] = BackboneEntry.Save(ctx, _source, _byReference, hashes, TextTokenizer.FileNames),
         };
         description["sha256"] = JsonSerializer.SerializeToNode(hashes);
         ModelEntry.WriteSealed(ctx, "model.json", Encoding.UTF8.GetBytes(description.ToJsonString()));
@@ -183,15 +183,16 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
         var hashes = description["sha256"].Deserialize<Dictionary<string, string>>()!;
         TextAdapterPart[] parts = [.. description["adapters"]!.AsArray().Select(a => TextAdapterPart.FromJson(a!.AsObject()))];
         JsonObject at = description["backbone"]!.AsObject();
-        using CheckpointFolder folder = BackboneEntry.Open(ctx, at, hashes);
-        TextAdapterClassifier classifier = Build(folder, Devices.Choose(env), parts, LabelSet.FromJson(description["labels"]!.AsObject()), (int)description["maxTokens"]!,
+        using CheckpointFolder folder = BackboneEntry.Open(ctx, at, hashes, TextTokenizer.FileNames);
+        var text = new TextColumns((string)description["sentence1"]!, (string?)description["sentence2"]);
+        TextAdapterClassifier classifier = Build(folder, Devices.Choose(env), parts, LabelSet.FromJson(description["labels"]!.AsObject()), (int)description["maxTokens"]!, text,
             description["compositions"]!.AsObject().ToDictionary(c => c.Key, c => Composition.FromJson(c.Value!)), (part, parameters) =>
         {
             string entry = Entry(Array.IndexOf(parts, part));
             using SafetensorsFile file = SafetensorsFile.Open(ModelEntry.Read(ctx, entry, hashes), "the model zip's " + entry);
             ParameterFile.Fill(parameters, file);
         });
-        return new TextAdapterTransformer(classifier, parts, new TextColumns((string)description["sentence1"]!, (string?)description["sentence2"]), (string)description["adapterColumn"]!,
+        return new TextAdapterTransformer(classifier, parts, text, (string)description["adapterColumn"]!,
             new ClassifierColumns((string)description["score"]!, (string)description["predictedLabel"]!, (string)description["probability"]!),
             BackboneSource.Of(folder, (string?)at["folder"]), at.ContainsKey("folder"));
     }

@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Persistence;
 
 namespace Microsoft.ML.Peft.Tasks;
 
@@ -10,7 +11,7 @@ internal readonly record struct TextRow(string First, string? Second);
 /// <summary>The text columns of a task: checking and reading them.</summary>
 /// <param name="First">Name of the first text column.</param>
 /// <param name="Second">Name of the second text column, or null.</param>
-internal sealed record TextColumns(string First, string? Second)
+internal sealed record TextColumns(string First, string? Second) : IRowColumns<TextRow>
 {
     public IReadOnlyList<string> Names => Second is null ? [First] : [First, Second];
 
@@ -20,10 +21,17 @@ internal sealed record TextColumns(string First, string? Second)
     {
         foreach (string name in Names)
         {
-            DataViewSchema.Column column = schema.GetColumnOrNull(name) ?? throw Missing(name, "text", schema.Select(c => c.Name));
+            DataViewSchema.Column column = schema.GetColumnOrNull(name) ?? throw InputColumns.Missing(name, "text", schema.Select(c => c.Name));
             if (column.Type is not TextDataViewType)
                 throw new ArgumentOutOfRangeException("inputSchema", $"Schema mismatch for text column '{name}': expected String, got {column.Type}.");
         }
+    }
+
+    /// <summary>Refuses a shape that lacks a text column.</summary>
+    /// <param name="shape">Shape of the input.</param>
+    public void Check(SchemaShape shape)
+    {
+        foreach (string name in Names) OutputShapes.CheckText(shape, name);
     }
 
     /// <summary>Gives a function that reads the current row's text.</summary>
@@ -46,11 +54,4 @@ internal sealed record TextColumns(string First, string? Second)
             return value.ToString();
         };
     }
-
-    /// <summary>A column that the data lacks.</summary>
-    /// <param name="name">Name asked for.</param>
-    /// <param name="role">Role of the column.</param>
-    /// <param name="there">Names that the data has.</param>
-    public static ArgumentOutOfRangeException Missing(string name, string role, IEnumerable<string> there) =>
-        new("inputSchema", $"The {role} column '{name}' was not found.{Checkpoints.NearNames.Hint(name, there)}");
 }

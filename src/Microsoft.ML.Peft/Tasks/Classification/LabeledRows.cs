@@ -7,35 +7,35 @@ using Microsoft.ML.Runtime;
 
 namespace Microsoft.ML.Peft.Tasks;
 
-/// <summary>Reads labelled text rows out of a data view, with all checks on the way.</summary>
+/// <summary>Reads labelled rows out of a data view, with all checks on the way.</summary>
 internal static class LabeledRows
 {
     /// <summary>What the label column holds.</summary>
     public static LabelSet Labels(IDataView data, string label)
     {
         DataViewSchema.Column column = data.Schema.GetColumnOrNull(label)
-            ?? throw TextColumns.Missing(label, "label", data.Schema.Select(c => c.Name));
+            ?? throw InputColumns.Missing(label, "label", data.Schema.Select(c => c.Name));
         return LabelSet.Read(column);
     }
 
-    /// <summary>Tokenises all rows.</summary>
+    /// <summary>Reads all rows.</summary>
     /// <param name="data">The data view.</param>
     /// <param name="label">Name of the label column.</param>
-    /// <param name="text">Names of the text columns.</param>
-    /// <param name="classifier">Tokenizer and labels.</param>
+    /// <param name="labels">What it holds.</param>
+    /// <param name="encoder">Reads the other columns.</param>
     /// <param name="skipMissing">True to leave rows without a label out (validation), false to refuse them.</param>
     /// <param name="channel">Takes warnings.</param>
     /// <exception cref="InvalidOperationException">No rows, missing labels, or one class only.</exception>
-    public static IReadOnlyList<Example> Read(
-        IDataView data, string label, TextColumns text, TextClassifier classifier, bool skipMissing, IChannel channel)
+    public static CollectedRows Read<TRow>(
+        IDataView data, string label, LabelSet labels, RowEncoder<TRow> encoder, bool skipMissing, IChannel channel)
     {
-        text.Check(data.Schema);
+        encoder.Columns.Check(data.Schema);
         DataViewSchema.Column labelColumn = data.Schema[label];
-        var rows = new List<Example>();
-        long row = 0, missing = 0, firstMissing = -1, blank = 0, cut = 0;
-        using DataViewRowCursor cursor = data.GetRowCursor([labelColumn, .. text.Names.Select(n => data.Schema[n])]);
-        Func<int> readLabel = LabelReader(cursor, labelColumn, classifier.Labels);
-        Func<TextRow> readText = text.Reader(cursor);
+        RowCollector<TRow> collector = encoder.Collect();
+        long row = 0, missing = 0, firstMissing = -1;
+        using DataViewRowCursor cursor = data.GetRowCursor([labelColumn, .. encoder.Columns.Names.Select(n => data.Schema[n])]);
+        Func<int> readLabel = LabelReader(cursor, labelColumn, labels);
+        Func<TRow> read = encoder.Columns.Reader(cursor);
         for (; cursor.MoveNext(); row++)
         {
             int value = readLabel();
@@ -44,30 +44,29 @@ internal static class LabeledRows
                 if (missing++ == 0) firstMissing = row;
                 continue;
             }
-            TextRow words = readText();
-            if (string.IsNullOrWhiteSpace(words.First) && string.IsNullOrWhiteSpace(words.Second)) blank++;
-            Example example = classifier.Encode(words, row, value);
-            if (example.Length >= classifier.MaxTokens) cut++;
-            rows.Add(example);
+            collector.Add(read(), row, value);
         }
-        Check(rows, row, missing, firstMissing, label, skipMissing, channel);
-        if (blank == rows.Count) throw new InvalidOperationException($"All {rows.Count} texts of column '{text.First}' are empty; name the column that holds the text.");
-        if (blank > 0) channel.Warning(MessageSensitivity.None, $"{blank} of {rows.Count} texts are empty.");
-        if (cut > 0) channel.Info(MessageSensitivity.None, $"{cut} of {rows.Count} texts have {classifier.MaxTokens} tokens or more and are cut there (MaxTokens).");
-        return rows;
+        CheckMissing(row, missing, firstMissing, label, skipMissing, channel);
+        CollectedRows collected = collector.Finish(channel);
+        Check(collected, row, label, skipMissing);
+        return collected;
     }
 
-    private static void Check(List<Example> rows, long all, long missing, long firstMissing, string label, bool skipMissing, IChannel channel)
+    private static void CheckMissing(long all, long missing, long firstMissing, string label, bool skipMissing, IChannel channel)
     {
         if (missing > 0 && !skipMissing)
             throw new InvalidOperationException(
                 $"{missing} of {all} rows have no label (key 0) in column '{label}', the first is row {firstMissing}. Label them, or drop them with mlContext.Data.FilterRowsByMissingValues or FilterByCustomPredicate.");
         if (missing > 0)
             channel.Warning(MessageSensitivity.None, $"{missing} of {all} validation rows have a label that the training data lacks; they are left out.");
-        if (rows.Count == 0)
-            throw new InvalidOperationException(all == 0
-                ? "The data has no rows; there is nothing to train on."
-                : $"None of the {all} rows has a label in column '{label}'.");
+        if (all == 0) throw new InvalidOperationException("The data has no rows; there is nothing to train on.");
+        if (missing == all) throw new InvalidOperationException($"None of the {all} rows has a label in column '{label}'.");
+    }
+
+    private static void Check(CollectedRows collected, long all, string label, bool skipMissing)
+    {
+        IReadOnlyList<Example> rows = collected.Rows;
+        if (rows.Count == 0) throw new InvalidOperationException($"None of the {all} rows can be read; the data leave nothing to train on.");
         if (!skipMissing && rows.All(r => r.Label == rows[0].Label))
             throw new InvalidOperationException(
                 $"All {rows.Count} rows have the same label in column '{label}'; a classifier needs rows of at least two classes.");

@@ -54,7 +54,7 @@ internal sealed record ClassifierColumns(string Score, string PredictedLabel, st
         }
         : column switch
         {
-            PredictedLabelAt => (ValueGetter<uint>)((ref uint value) => value = (uint)current().Best + 1),
+            PredictedLabelAt => (ValueGetter<uint>)((ref uint value) => value = (uint)(current().Best + 1)),
             _ => (ValueGetter<VBuffer<float>>)((ref VBuffer<float> value) =>
             {
                 float[] shares = current().Probabilities;
