@@ -51,6 +51,12 @@ public enum SiteRole
     ClassToken,
     /// <summary>A tensor that a module uses as it is: the stacked matrices of experts.</summary>
     ModuleParameter,
+    /// <summary>The token behind the class token that a teacher's labels were learned at (DeiT, AST).</summary>
+    DistillationToken,
+    /// <summary>The token that stood for hidden patches in pretraining; nothing reads it here.</summary>
+    MaskToken,
+    /// <summary>Factors on the output of a layer's part, one a channel.</summary>
+    LayerScale,
     /// <summary>Table of relative-position biases.</summary>
     RelativePosition,
     /// <summary>The attention part, before its residual connection.</summary>

@@ -13,6 +13,7 @@ public abstract class WeightSite : Site
     {
         Weight = weight;
         Bias = bias;
+        BiasName = name + ".bias";
     }
 
     private Tensor _weight = null!;
@@ -37,7 +38,10 @@ public abstract class WeightSite : Site
     public Tensor? Bias { get; internal set; }
 
     /// <summary>The weight's name in files, after the site's own.</summary>
-    internal virtual string WeightSuffix => ".weight";
+    internal string WeightSuffix { get; init; } = ".weight";
+
+    /// <summary>The bias's name in files, inside the base model.</summary>
+    internal string BiasName { get; init; }
 
     /// <summary>Applies the site with the patch that the pass wears here.</summary>
     /// <param name="x">Input of the site.</param>
@@ -196,11 +200,7 @@ public sealed class Constant : WeightSite
     /// <param name="role">Role in the network.</param>
     /// <param name="layer">Layer number.</param>
     /// <param name="weight">The tensor, of any shape.</param>
-    public Constant(string name, SiteRole role, int layer, Tensor weight) : base(name, role, layer, weight, null)
-    {
-    }
-
-    internal override string WeightSuffix => "";
+    public Constant(string name, SiteRole role, int layer, Tensor weight) : base(name, role, layer, weight, null) => WeightSuffix = "";
 
     /// <summary>The tensor with the patch that the pass wears here.</summary>
     /// <param name="pass">The running forward pass.</param>
@@ -251,7 +251,7 @@ public sealed class Embedding : WeightSite
 }
 
 /// <summary>
-/// A convolution over one or two axes, from <c>[batch, in, ...]</c> to <c>[batch, out, ...]</c>. Its weight
+/// A convolution over one to three axes, from <c>[batch, in, ...]</c> to <c>[batch, out, ...]</c>. Its weight
 /// <c>[out, in / groups, kernel...]</c> counts as a matrix <c>[out, in / groups · kernel]</c> where a patch needs one.
 /// </summary>
 public sealed class Convolution : WeightSite
@@ -260,7 +260,7 @@ public sealed class Convolution : WeightSite
     /// <param name="name">Hugging Face module path.</param>
     /// <param name="role">Role in the network.</param>
     /// <param name="layer">Layer number.</param>
-    /// <param name="weight">Frozen weight <c>[out, in / groups, kernel]</c> or <c>[out, in / groups, height, width]</c>.</param>
+    /// <param name="weight">Frozen weight <c>[out, in / groups, kernel]</c>, <c>[out, in / groups, height, width]</c> or with frames before the height.</param>
     /// <param name="bias">Frozen bias <c>[out]</c>, or null.</param>
     /// <param name="stride">Step an axis, one number an axis of the kernel; null for 1.</param>
     /// <param name="padding">Zeros on either side, one number an axis of the kernel; null for 0.</param>
@@ -269,8 +269,8 @@ public sealed class Convolution : WeightSite
         : base(name, role, layer, weight, bias)
     {
         long[] shape = weight.shape;
-        if (shape.Length is not (3 or 4))
-            throw new ArgumentException($"{name}: a convolution has a weight of three or four axes; given is [{string.Join(", ", shape)}].", nameof(weight));
+        if (shape.Length is not (3 or 4 or 5))
+            throw new ArgumentException($"{name}: a convolution has a weight of three to five axes; given is [{string.Join(", ", shape)}].", nameof(weight));
         Kernel = shape[2..];
         Stride = stride ?? [.. Kernel.Select(_ => 1L)];
         Padding = padding ?? [.. Kernel.Select(_ => 0L)];
@@ -330,7 +330,12 @@ public sealed class Convolution : WeightSite
         Tensor low = Convolve(input, term.A.reshape((long[])[-1, In, .. Kernel]), null, groups: 1) * term.Scale;
         Tensor b = term.B.reshape((long[])[Out, -1, .. ones]);
         Tensor? shift = term.BiasB is null ? null : term.BiasB * term.Scale;
-        Tensor y = Kernel.Length == 1 ? nn.functional.conv1d(low, b, shift) : nn.functional.conv2d(low, b, shift);
+        Tensor y = Kernel.Length switch
+        {
+            1 => nn.functional.conv1d(low, b, shift),
+            2 => nn.functional.conv2d(low, b, shift),
+            _ => nn.functional.conv3d(low, b, shift),
+        };
         return y.to_type(x.dtype);
     }
 
@@ -339,7 +344,10 @@ public sealed class Convolution : WeightSite
     /// <param name="weight">Weight of the site's kernel.</param>
     /// <param name="bias">Bias, or null.</param>
     /// <param name="groups">Groups of channels; null for the site's.</param>
-    public Tensor Convolve(Tensor x, Tensor weight, Tensor? bias, int? groups = null) => Kernel.Length == 1
-        ? nn.functional.conv1d(x, weight, bias, Stride[0], Padding[0], 1, groups ?? Groups)
-        : nn.functional.conv2d(x, weight, bias, Stride, Padding, [1, 1], groups ?? Groups);
+    public Tensor Convolve(Tensor x, Tensor weight, Tensor? bias, int? groups = null) => Kernel.Length switch
+    {
+        1 => nn.functional.conv1d(x, weight, bias, Stride[0], Padding[0], 1, groups ?? Groups),
+        2 => nn.functional.conv2d(x, weight, bias, Stride, Padding, [1, 1], groups ?? Groups),
+        _ => nn.functional.conv3d(x, weight, bias, Stride, Padding, [1, 1, 1], groups ?? Groups),
+    };
 }

@@ -17,13 +17,21 @@ public abstract partial class Backbone
 
     private Tensor Load(string name, params long[] shape) => Own(_weights!.Load(name, shape));
 
-    private protected Projection AddProjection(string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true, bool transposed = false) =>
+    private protected Projection AddProjection(
+        string name, SiteRole role, int layer, long outWidth, long inWidth, bool bias = true, bool transposed = false, string? biasName = null) =>
         Add(new Projection(
             name, role, layer, transposed ? Own(_weights!.LoadTransposed(name + ".weight", outWidth, inWidth)) : Load(name + ".weight", outWidth, inWidth),
-            bias || Made(name) ? Load(name + ".bias", outWidth) : null, transposed));
+            bias || Made(biasName ?? name + ".bias") ? Load(biasName ?? name + ".bias", outWidth) : null, transposed)
+        {
+            BiasName = biasName ?? name + ".bias",
+        });
+
+    // Several maps in one, whose numbers files keep as `name_weight` and `name_bias`.
+    private protected Projection AddPackedProjection(string name, SiteRole role, int layer, long outWidth, long inWidth) =>
+        Add(new Projection(name, role, layer, Load(name + "_weight", outWidth, inWidth), Load(name + "_bias", outWidth)) { WeightSuffix = "_weight", BiasName = name + "_bias" });
 
     // Merging may give a bias to a part that has none in files.
-    private bool Made(string name) => _weights is SharedWeights && Stored(name + ".bias");
+    private bool Made(string biasName) => _weights is SharedWeights && Stored(biasName);
 
     // Old files store a tied head a second time; a stored head that differs is one of its own, whatever config.json says.
     private protected Projection AddLanguageHead(string name, Embedding words, bool tied)
@@ -35,17 +43,20 @@ public abstract partial class Backbone
         return Add(new Projection(name, SiteRole.LanguageHead, Config.LayerCount, words.Weight, null) { TiedTo = words });
     }
 
-    private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false) =>
-        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name) ? null : Load(name + ".bias", width), Config.NormEpsilon, rootMeanSquare));
+    private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false, double? epsilon = null) =>
+        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name + ".bias") ? null : Load(name + ".bias", width), epsilon ?? Config.NormEpsilon, rootMeanSquare));
 
     private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1, string? stored = null) =>
         Add(new Embedding(name, role, layer, Load((stored ?? name) + ".weight", rows, width)));
 
     private protected Constant AddConstant(string name, SiteRole role, params long[] shape) =>
-        Add(new Constant(name, role, -1, Load(name, shape)));
+        AddConstant(name, role, -1, shape);
 
-    private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, params long[] shape) =>
-        Add(new Convolution(name, role, -1, Load(name + ".weight", shape), Load(name + ".bias", shape[0]), stride));
+    private protected Constant AddConstant(string name, SiteRole role, int layer, long[] shape) =>
+        Add(new Constant(name, role, layer, Load(name, shape)));
+
+    private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, bool bias, params long[] shape) =>
+        Add(new Convolution(name, role, -1, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null, stride));
 
     private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
 

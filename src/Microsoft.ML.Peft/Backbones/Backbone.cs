@@ -46,6 +46,9 @@ public abstract partial class Backbone : IDisposable
     /// <summary>True where no token sees a later one (decoders): a row is read at its last token then, not at its first.</summary>
     public virtual bool Causal => false;
 
+    /// <summary>True where norms stand behind the residual connections (BERT), false where they stand before each part.</summary>
+    public virtual bool PostNorm => _sites.All(s => s.Role != SiteRole.FinalNorm);
+
     /// <summary>Number of frozen numbers.</summary>
     public long ParameterCount => _owned.Sum(t => t.numel()) + _quantised.Sum(q => q.Shape[0] * q.Shape[1]);
 

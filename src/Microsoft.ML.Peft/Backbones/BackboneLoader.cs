@@ -25,8 +25,9 @@ public static class BackboneLoader
         ["mpnet"] = new("mpnet", MPNetBackbone.ReadConfig, (c, w) => new MPNetBackbone(c, w)),
         ["t5"] = new("", raw => T5Backbone.ReadConfig(raw, "t5"), (c, w) => new T5Backbone(c, w)),
         ["mt5"] = new("", raw => T5Backbone.ReadConfig(raw, "mt5"), (c, w) => new T5Backbone(c, w)),
-        ["vit"] = new("vit", ViTBackbone.ReadConfig, (c, w) => new ViTBackbone(c, w)),
         ["kwt"] = new("", KwtBackbone.ReadConfig, (c, w) => new KwtBackbone(c, w)),
+        ["vit"] = new("vit", raw => ViTBackbone.ReadConfig(raw, "vit"), (c, w) => new ViTBackbone(c, w)),
+        ["deit"] = new("deit", raw => ViTBackbone.ReadConfig(raw, "deit"), (c, w) => new ViTBackbone(c, w)),
         ["gpt2"] = new("transformer", Gpt2Backbone.ReadConfig, (c, w) => new Gpt2Backbone(c, w), Causal: true),
         ["llama"] = new("model", LlamaBackbone.ReadConfig, (c, w) => new LlamaBackbone(c, w), Causal: true),
     };
@@ -124,7 +125,7 @@ public static class BackboneLoader
 
     // Made anew by the network itself, or further names of one tensor; older files store them.
     private static bool IsBuffer(string name) =>
-        ((string[])["position_ids", "coder.embed_tokens.weight", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
+        ((string[])["position_ids", "relative_position_index", "coder.embed_tokens.weight", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
 
     private sealed class Recorder(CheckpointFolder folder) : IWeightSource
     {

@@ -38,7 +38,7 @@ internal sealed class SharedWeights : IWeightSource
             (Tensor weight, Tensor? bias) = replaced.TryGetValue(site, out (Tensor, Tensor?) made) ? made : (site.Quantised is { } few ? zeros([1]).expand([.. few.Shape]) : site.Weight, site.Bias);
             bool transposed = site is Projection { StoredTransposed: true };
             _tensors[site.Name + site.WeightSuffix] = transposed ? weight.t() : weight;
-            if (bias is not null) _tensors[site.Name + ".bias"] = bias;
+            if (bias is not null) _tensors[site.BiasName] = bias;
         }
     }
 

@@ -31,7 +31,7 @@ internal sealed record SideShape(
         return new SideShape(path, first, end - first, kept, backbone.Config.HiddenSize / reduction, core.Heads, core.HeadWidth / reduction, backbone.Config.IntermediateSize / reduction,
             backbone.Sites.Any(s => s.Role == SiteRole.CrossAttentionCore && s.Layer == first),
             backbone.Sites.OfType<Norm>().First().Bias is not null,
-            backbone.Sites.All(s => s.Role != SiteRole.FinalNorm),
+            backbone.PostNorm,
             relative && backbone.Config.DecoderStart is not null ? new(read.Int("relative_attention_num_buckets", 32, 4), read.Int("relative_attention_max_distance", 128), !decoder) : null);
     }
 

@@ -115,7 +115,7 @@ internal sealed class VisualQueryPatch : TapPatch
     {
         (_prompts, _mix, _dropout) = (prompts, mix, dropout);
         _activation = Activations.Get(backbone.Config.Activation);
-        _postNorm = backbone.Sites.All(s => s.Role != SiteRole.FinalNorm);
+        _postNorm = backbone.PostNorm;
         for (int layer = 0; layer < backbone.Config.LayerCount; layer++)
         {
             T One<T>(SiteRole role) where T : Site => backbone.Sites.OfType<T>().First(s => s.Role == role && s.Layer == layer);

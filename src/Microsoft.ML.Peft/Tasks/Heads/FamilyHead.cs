@@ -26,12 +26,26 @@ internal sealed record FamilyHead(string Output = "classifier")
     /// </summary>
     public Func<BackboneConfig, string?> Second { get; init; } = _ => null;
 
+    /// <summary>Added to the variance in <see cref="Norm"/>; null for the network's.</summary>
+    public double? NormEpsilon { get; init; }
+
+    /// <summary>What takes this one's place for some configurations; gives null where it does not.</summary>
+    public Func<BackboneConfig, FamilyHead?> Variant { get; init; } = _ => null;
+
     private static readonly Dictionary<string, FamilyHead> _families = new(StringComparer.Ordinal)
     {
         ["vit"] = new(),
         ["kwt"] = new("head"),
+        ["deit"] = new()
+        {
+            Variant = config => ViTBackbone.HasTeacherHead(config) ? new("cls_classifier") { Second = _ => "distillation_classifier" } : null,
+        },
     };
 
     /// <summary>The head of a family; a linear map named <c>classifier</c> where nothing else is known.</summary>
-    public static FamilyHead Of(BackboneConfig config) => _families.GetValueOrDefault(config.ModelType) ?? new FamilyHead();
+    public static FamilyHead Of(BackboneConfig config)
+    {
+        FamilyHead head = _families.GetValueOrDefault(config.ModelType) ?? new FamilyHead();
+        return head.Variant(config) ?? head;
+    }
 }

@@ -59,7 +59,7 @@ public sealed class SequenceClassificationHead : Head
                 (_readsFamily, _readsFirst, width, last) = (true, backbone.ClassifierReadsFirstTokenOnly, backbone.ClassifierWidth, shape.Output);
                 if (shape.Norm is { } norm)
                 {
-                    _normEpsilon = config.NormEpsilon;
+                    _normEpsilon = shape.NormEpsilon ?? config.NormEpsilon;
                     (_normWeight, _normBias) = (Add(new NamedParameter(norm + ".weight", ones([width], device: backbone.Device))), Bias(norm + ".bias", width));
                 }
                 if (shape.Dense is { } dense)
