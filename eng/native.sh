@@ -1,10 +1,48 @@
 #!/usr/bin/env bash
 # Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
-# Builds the bridge over libtorch: artifacts/native/libPeftTorch.so. Does nothing where it is up to date.
+# Builds the native parts of the stand-ins into artifacts/native: libPeftImages.so, the image decoders, and libPeftTorch.so,
+# the bridge over libtorch. Does nothing where they are up to date.
 # libtorch is looked for in $LIBTORCH, then in the PyTorch of python3, then in Debian's libtorch-dev.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=artifacts/native
+generator=(); command -v ninja >/dev/null && generator=(-G Ninja)
+
+# build NAME FOLDER STAMP [CMAKE ARGUMENTS...]: makes $out/libNAME.so; says how long it took.
+build() {
+    local name=$1 folder=$2 stamp=$3 started log=$out/$1.log; shift 3
+    for tool in cmake g++; do
+        command -v "$tool" >/dev/null || { echo "native: $tool is missing (./eng/setup.sh installs it on Debian)" >&2; exit 1; }
+    done
+    started=$(date +%s)
+    mkdir -p "$out"
+    rm -rf "$out/$name.build"
+    {
+        cmake "${generator[@]}" -S "$folder" -B "$out/$name.build" -DCMAKE_BUILD_TYPE=None "$@" &&
+        cmake --build "$out/$name.build" --parallel 2
+    } >"$log" 2>&1 || { tail -40 "$log" >&2; echo "native: the build of $name failed, see $log" >&2; exit 1; }
+    # Renamed into place: a running process keeps the library that it has loaded.
+    cp "$out/$name.build/lib$name.so" "$out/lib$name.so.new" && mv "$out/lib$name.so.new" "$out/lib$name.so"
+    rm -rf "$out/$name.build"
+    echo "$stamp" >"$out/$name.stamp"
+    took=$(( $(date +%s) - started ))
+}
+
+is_current() { [ -e "$out/lib$1.so" ] && [ "$(cat "$out/$1.stamp" 2>/dev/null)" = "$2" ]; }
+
+# ---- image decoders ----
+
+images=ext/Microsoft.ML.ImageAnalytics/native
+stamp=$(cat "$images"/*.c "$images"/*.h "$images"/CMakeLists.txt | sha256sum | cut -c1-16)
+if is_current PeftImages "$stamp"; then
+    echo "native: image decoders up to date"
+else
+    build PeftImages "$images" "$stamp"
+    echo "native: image decoders built in $took s"
+fi
+
+# ---- the bridge over libtorch ----
+
 source=ext/TorchSharp/native
 
 torch_of_python() {
@@ -36,25 +74,9 @@ fi
 [ -n "$lib" ] || { echo "No libtorch found: set LIBTORCH, or install PyTorch (pip install torch) or Debian's libtorch-dev (./eng/setup.sh does)." >&2; exit 1; }
 
 stamp="$(cat "$source"/*.cpp "$source"/*.h "$source"/CMakeLists.txt | sha256sum | cut -c1-16) $(readlink -f "$lib/libtorch.so") $(stat -Lc '%s %Y' "$lib/libtorch.so")"
-if [ -e "$out/libPeftTorch.so" ] && [ "$(cat "$out/stamp" 2>/dev/null)" = "$stamp" ]; then
+if is_current PeftTorch "$stamp"; then
     echo "native: up to date ($from, $lib)"
     exit 0
 fi
-for tool in cmake g++; do
-    command -v "$tool" >/dev/null || { echo "native: $tool is missing (./eng/setup.sh installs it on Debian)" >&2; exit 1; }
-done
-
-started=$(date +%s)
-mkdir -p "$out"
-rm -rf "$out/build"
-generator=(); command -v ninja >/dev/null && generator=(-G Ninja)
-log=$out/build.log
-{
-    cmake "${generator[@]}" -S "$source" -B "$out/build" -DCMAKE_BUILD_TYPE=None "-DTORCH_INCLUDE=$include" "-DTORCH_LIB=$lib" &&
-    cmake --build "$out/build" --parallel 2
-} >"$log" 2>&1 || { tail -40 "$log" >&2; echo "native: the build failed, see $log" >&2; exit 1; }
-# Renamed into place: a running process keeps the library that it has loaded.
-cp "$out/build/libPeftTorch.so" "$out/libPeftTorch.so.new" && mv "$out/libPeftTorch.so.new" "$out/libPeftTorch.so"
-rm -rf "$out/build"
-echo "$stamp" >"$out/stamp"
-echo "native: built in $(( $(date +%s) - started )) s over $(sed -n 's/^-- \(libtorch [0-9.]*\) in .*/\1/p' "$log") of $from ($lib)"
+build PeftTorch "$source" "$stamp" "-DTORCH_INCLUDE=$include" "-DTORCH_LIB=$lib"
+echo "native: built in $took s over $(sed -n 's/^-- \(libtorch [0-9.]*\) in .*/\1/p' "$out/PeftTorch.log") of $from ($lib)"

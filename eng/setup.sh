@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
-# Makes a fresh clone ready to build: system packages, the bridge to libtorch, the package source. Run it as often as you like.
+# Makes a fresh clone ready to build: system packages, the bridge to libtorch, the image decoders, the package source. Run it as often as you like.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p artifacts
@@ -28,6 +28,10 @@ fi
 need g++ command -v g++
 need cmake command -v cmake
 need make sh -c 'command -v make || command -v ninja'
+need libpng-dev test -e /usr/include/png.h
+need libjpeg62-turbo-dev test -e /usr/include/jpeglib.h
+need libwebp-dev test -e /usr/include/webp/decode.h
+need libgif-dev test -e /usr/include/gif_lib.h
 need wordnet-base test -e /usr/share/wordnet/data.noun
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -59,6 +63,7 @@ probe() {
   <PropertyGroup><TargetFramework>net10.0</TargetFramework></PropertyGroup>
   <ItemGroup>
     <PackageReference Include="Microsoft.ML" Version="[$ml]" />
+    <PackageReference Include="Microsoft.ML.ImageAnalytics" Version="[$ml]" />
     <PackageReference Include="TorchSharp" Version="[$torch]" />
     <PackageReference Include="Microsoft.ML.Tokenizers" Version="[$tokens]" />
   </ItemGroup>
@@ -88,7 +93,7 @@ fi
 
 # ---- native parts ----
 
-# The stand-in for TorchSharp needs the bridge; the real one brings its own native part.
+# The stand-ins for TorchSharp and ImageAnalytics need native parts; the real ones bring their own.
 if [ "$source" = local ] || [ "${PeftPackages:-}" = local ]; then
     ./eng/native.sh
     if ! uses_debian_libtorch; then

@@ -16,6 +16,7 @@ public class ApiCheckTests
     [TestMethod]
     [DataRow("TorchSharp", "TorchSharp.txt")]
     [DataRow("Microsoft.ML", "Microsoft.ML-5.0.0.txt", "Microsoft.ML.DataView-5.0.0.txt", "Microsoft.ML.ImageAnalytics-5.0.0.txt")]
+    [DataRow("Microsoft.ML.ImageAnalytics", "Microsoft.ML.ImageAnalytics-5.0.0.txt", "Microsoft.ML-5.0.0.txt", "Microsoft.ML.DataView-5.0.0.txt")]
     [DataRow("Microsoft.ML.Tokenizers", "Microsoft.ML.Tokenizers-2.0.0.txt")]
     public void TheStandInIsASubset(string assembly, params string[] lists)
     {
