@@ -21,6 +21,9 @@ public sealed partial class ImageFixtureTests
         ("pillow-resize", (tests, fixture) => tests.PillowResize(fixture)),
         ("resize-sizes", (tests, fixture) => tests.ResizeSizes(fixture)),
         ("preprocess-", (tests, fixture) => tests.Preprocess(fixture)),
+        ("augment-mixing", (tests, fixture) => tests.Mixing(fixture)),
+        ("augment-crops", (tests, fixture) => tests.Crops(fixture)),
+        ("augment-rotations", (tests, fixture) => tests.Rotations(fixture)),
     ];
 
     private readonly Worst _worst = new();
