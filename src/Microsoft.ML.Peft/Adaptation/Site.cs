@@ -31,6 +31,10 @@ public enum SiteRole
     OtherProjection,
     /// <summary>The convolution that makes tokens of an image's patches.</summary>
     PatchEmbedding,
+    /// <summary>Any other convolution.</summary>
+    OtherConvolution,
+    /// <summary>Any other norm.</summary>
+    OtherNorm,
     /// <summary>Norm beside the attention part.</summary>
     AttentionNorm,
     /// <summary>Norm beside the attention of a decoder to its encoder; its projections have the roles of other attention.</summary>

@@ -171,6 +171,9 @@ public sealed class Norm : WeightSite
     /// <summary>True where the norm divides by the root of the mean square.</summary>
     public bool RootMeanSquare { get; }
 
+    /// <summary>True where each channel is normalised over the tokens of its row, <c>[batch, tokens, width]</c>, and not each token over its channels.</summary>
+    public bool OverTime { get; init; }
+
     /// <summary>Normalises with a patch.</summary>
     /// <param name="x">Input <c>[..., width]</c>.</param>
     /// <param name="patch">The patch, or null for the bare norm.</param>
@@ -185,6 +188,7 @@ public sealed class Norm : WeightSite
     private Tensor Normalise(Tensor x, WeightPatch? patch, Pass pass)
     {
         (Tensor weight, Tensor? bias) = Effective(patch, pass);
+        if (OverTime) return nn.functional.layer_norm(x.transpose(1, 2), [x.shape[1]], null, null, Epsilon).transpose(1, 2) * weight + (bias ?? zeros_like(weight));
         if (!RootMeanSquare) return nn.functional.layer_norm(x, [weight.shape[0]], weight, bias, Epsilon);
         Tensor wide = x.to_type(ScalarType.Float32);
         Tensor y = (wide * (wide.square().mean([-1], keepdim: true) + Epsilon).rsqrt()).to_type(x.dtype) * weight;

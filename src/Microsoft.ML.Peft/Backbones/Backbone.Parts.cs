@@ -43,8 +43,11 @@ public abstract partial class Backbone
         return Add(new Projection(name, SiteRole.LanguageHead, Config.LayerCount, words.Weight, null) { TiedTo = words });
     }
 
-    private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false, double? epsilon = null) =>
-        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name + ".bias") ? null : Load(name + ".bias", width), epsilon ?? Config.NormEpsilon, rootMeanSquare));
+    private protected Norm AddNorm(string name, SiteRole role, int layer, long width, bool rootMeanSquare = false, double? epsilon = null, bool overTime = false) =>
+        Add(new Norm(name, role, layer, Load(name + ".weight", width), rootMeanSquare && !Made(name + ".bias") ? null : Load(name + ".bias", width), epsilon ?? Config.NormEpsilon, rootMeanSquare)
+        {
+            OverTime = overTime,
+        });
 
     private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1, string? stored = null) =>
         Add(new Embedding(name, role, layer, Load((stored ?? name) + ".weight", rows, width)));
@@ -57,6 +60,13 @@ public abstract partial class Backbone
 
     private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, bool bias, params long[] shape) =>
         Add(new Convolution(name, role, -1, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null, stride));
+
+    private protected Convolution AddConvolution(string name, SiteRole role, int layer, long[] shape, long stride = 1, long padding = 0, int groups = 1, bool bias = true)
+    {
+        long[] kernel = shape[2..];
+        return Add(new Convolution(name, role, layer, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null,
+            [.. kernel.Select(_ => stride)], [.. kernel.Select(_ => padding)], groups));
+    }
 
     private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
 

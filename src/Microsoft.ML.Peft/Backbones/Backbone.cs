@@ -115,7 +115,7 @@ public abstract partial class Backbone : IDisposable
     /// <exception cref="ArgumentException">A row is longer than the position table, or an id is outside the vocabulary.</exception>
     public BackboneOutput Forward(TokenBatch batch, Pass pass)
     {
-        List<Tensor>? states = pass.KeepHiddenStates || Taps.Wanted(pass) ? [] : null;
+        List<Tensor>? states = pass.KeepHiddenStates || ClassifierReadsHiddenStates || Taps.Wanted(pass) ? [] : null;
         if (states is not null) pass.FirstTokenOnly = false;
         BackboneOutput? encoder = null;
         Tensor hidden;
@@ -220,6 +220,18 @@ public abstract partial class Backbone : IDisposable
     /// <param name="output">What <see cref="Forward"/> gave.</param>
     /// <param name="pass">The same pass.</param>
     public virtual Tensor ClassifierFeatures(BackboneOutput output, Pass pass) => output.First();
+
+    /// <summary>True where <see cref="ClassifierFeatures"/> reads the states of all layers, which are kept then.</summary>
+    private protected virtual bool ClassifierReadsHiddenStates => false;
+
+    /// <summary>Mean of the row's own real tokens of a state, <c>[batch, hidden]</c>.</summary>
+    private protected static Tensor MeanOfFrames(Tensor state, Layout layout)
+    {
+        Tensor own = layout.Own(state);
+        if (!layout.Padded) return own.mean([1]);
+        Tensor mask = layout.Own(layout.Mask).to_type(own.dtype).unsqueeze(-1);
+        return (own * mask).sum(1) / mask.sum(1).clamp(1);
+    }
 
     /// <summary>Width of <see cref="ClassifierFeatures"/>.</summary>
     public virtual int ClassifierWidth => Config.HiddenSize;

@@ -25,6 +25,9 @@ public static class BackboneLoader
         ["mpnet"] = new("mpnet", MPNetBackbone.ReadConfig, (c, w) => new MPNetBackbone(c, w)),
         ["t5"] = new("", raw => T5Backbone.ReadConfig(raw, "t5"), (c, w) => new T5Backbone(c, w)),
         ["mt5"] = new("", raw => T5Backbone.ReadConfig(raw, "mt5"), (c, w) => new T5Backbone(c, w)),
+        ["audio-spectrogram-transformer"] = new("audio_spectrogram_transformer", AstBackbone.ReadConfig, (c, w) => new AstBackbone(c, w)),
+        ["wav2vec2"] = new("wav2vec2", Wav2Vec2Backbone.ReadConfig, (c, w) => new Wav2Vec2Backbone(c, w)),
+        ["whisper"] = new("model", WhisperBackbone.ReadConfig, (c, w) => new WhisperBackbone(c, w)),
         ["kwt"] = new("", KwtBackbone.ReadConfig, (c, w) => new KwtBackbone(c, w)),
         ["vit"] = new("vit", raw => ViTBackbone.ReadConfig(raw, "vit"), (c, w) => new ViTBackbone(c, w)),
         ["deit"] = new("deit", raw => ViTBackbone.ReadConfig(raw, "deit"), (c, w) => new ViTBackbone(c, w)),
@@ -49,7 +52,7 @@ public static class BackboneLoader
         JsonObject raw = ReadConfig(folder.Files);
         Family family = FamilyOf(raw, folder.Description);
         folder.Prefix = family.Prefix.Length == 0 ? "" : family.Prefix + ".";
-        BackboneConfig config = family.Read(raw) with { LanguageHead = languageHead };
+        BackboneConfig config = Read(family, raw, languageHead);
         IReadOnlyList<string> unused = CheckAll(folder, family, config);
         Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)), quantised);
         backbone.Placed(device ?? CPU, unused);
@@ -63,7 +66,7 @@ public static class BackboneLoader
     public static Backbone Build(JsonObject config, IWeightSource weights, bool languageHead = false)
     {
         Family family = FamilyOf(config, "the given configuration");
-        return Backbone.Built(() => family.Build(family.Read(config) with { LanguageHead = languageHead }, weights));
+        return Backbone.Built(() => family.Build(Read(family, config, languageHead), weights));
     }
 
     /// <summary>Builds a network of a configuration that was read before.</summary>
@@ -84,6 +87,15 @@ public static class BackboneLoader
         {
             throw new CheckpointFormatException($"{files.Description}: config.json is not valid JSON: {e.Message}", e);
         }
+    }
+
+    // What hears and writes is its encoder alone for those who do not want it to write.
+    private static BackboneConfig Read(Family family, JsonObject raw, bool languageHead)
+    {
+        BackboneConfig config = family.Read(raw) with { LanguageHead = languageHead };
+        return config is { Input: BackboneInput.Sound, DecoderStart: { } start } && !languageHead
+            ? config with { LayerCount = start, DecoderStart = null }
+            : config;
     }
 
     /// <summary>The family that a config.json is of; null where it does not say.</summary>

@@ -27,6 +27,15 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
         return (int)number;
     }
 
+    public int[] Ints(string name, int[] missing, int least = 1)
+    {
+        if (Find(name) is not { } node) return missing;
+        int[] numbers = node is JsonArray list
+            ? [.. list.Select(n => n is JsonValue v && v.TryGetValue(out double d) && d == Math.Floor(d) && d >= least && d <= int.MaxValue ? (int)d : least - 1)]
+            : [];
+        return numbers.Length > 0 && numbers.All(n => n >= least) ? numbers : throw Bad(name, node, $"a list of whole numbers of at least {least}");
+    }
+
     public double Share(string name, double missing)
     {
         double number = Number(name, missing);

@@ -160,6 +160,9 @@ internal sealed class Leaves : IDisposable
                 Tensor weight = Copy(backbone, site, site.Name + site.WeightSuffix, site.Weight);
                 patches[site] = new CopyOf(weight, site.Bias is null ? null : Copy(backbone, site, site.BiasName, site.Bias));
             }
+            // One matrix with two uses is one leaf.
+            foreach (Projection tied in backbone.Sites.OfType<Projection>().Where(s => s.TiedTo is not null))
+                patches[tied] = new CopyOf(_byName[tied.TiedTo!.Name + tied.TiedTo.WeightSuffix], null);
             Tables.Add(new PatchTable(patches));
         }
     }

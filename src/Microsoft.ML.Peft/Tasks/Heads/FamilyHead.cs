@@ -32,9 +32,26 @@ internal sealed record FamilyHead(string Output = "classifier")
     /// <summary>What takes this one's place for some configurations; gives null where it does not.</summary>
     public Func<BackboneConfig, FamilyHead?> Variant { get; init; } = _ => null;
 
+    /// <summary>
+    /// Number of states whose features are mixed first, <c>[batch, states, width]</c>, by the softmax of a parameter
+    /// <c>layer_weights</c>; 0 where features are of one state.
+    /// </summary>
+    public Func<BackboneConfig, int> MixedStates { get; init; } = _ => 0;
+
+    // A linear map in front of the mean over frames is one behind it.
+    private static FamilyHead Projected(Func<BackboneConfig, int> states) => new()
+    {
+        Dense = "projector",
+        DenseWidth = config => new ConfigReader(config.Raw).Int("classifier_proj_size", 256),
+        MixedStates = config => new ConfigReader(config.Raw).Flag("use_weighted_layer_sum", false) ? states(config) : 0,
+    };
+
     private static readonly Dictionary<string, FamilyHead> _families = new(StringComparer.Ordinal)
     {
         ["vit"] = new(),
+        ["audio-spectrogram-transformer"] = new("classifier.dense") { Norm = "classifier.layernorm" },
+        ["wav2vec2"] = Projected(config => config.LayerCount + 1),
+        ["whisper"] = Projected(config => (config.DecoderStart ?? config.LayerCount) + 1),
         ["kwt"] = new("head"),
         ["deit"] = new()
         {

@@ -21,7 +21,7 @@ public sealed class SequenceClassificationHead : Head
     private readonly double _dropout;
     private readonly NamedParameter? _denseWeight, _denseBias;
     private readonly NamedParameter _outWeight;
-    private readonly NamedParameter? _outBias, _normWeight, _normBias, _secondWeight, _secondBias;
+    private readonly NamedParameter? _outBias, _normWeight, _normBias, _secondWeight, _secondBias, _layerWeights;
     private readonly double _normEpsilon;
     private readonly Func<Tensor, Tensor> _activation = x => x;
 
@@ -57,6 +57,8 @@ public sealed class SequenceClassificationHead : Head
             case not "" when config.Input != BackboneInput.Text:
                 FamilyHead shape = FamilyHead.Of(config);
                 (_readsFamily, _readsFirst, width, last) = (true, backbone.ClassifierReadsFirstTokenOnly, backbone.ClassifierWidth, shape.Output);
+                if (shape.MixedStates(config) is var states and > 0)
+                    _layerWeights = Add(new NamedParameter("layer_weights", full([states], 1.0 / states, device: backbone.Device)));
                 if (shape.Norm is { } norm)
                 {
                     _normEpsilon = shape.NormEpsilon ?? config.NormEpsilon;
@@ -124,6 +126,7 @@ public sealed class SequenceClassificationHead : Head
     {
         pass.BeginSegment(int.MaxValue);
         Tensor x = features.to_type(_outWeight.Value.dtype);
+        if (_layerWeights is not null) x = (x * _layerWeights.Value.softmax(-1).unsqueeze(-1)).sum(1);   // [batch, states, width] to [batch, width]
         if (_normWeight is not null) x = nn.functional.layer_norm(x, [x.shape[^1]], _normWeight.Value, _normBias!.Value, _normEpsilon);
         if (_denseWeight is not null)
         {
