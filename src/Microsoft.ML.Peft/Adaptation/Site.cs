@@ -45,6 +45,8 @@ public enum SiteRole
     EmbeddingNorm,
     /// <summary>Norm after the last layer.</summary>
     FinalNorm,
+    /// <summary>Norm of what stands for the whole row or image.</summary>
+    PoolerNorm,
     /// <summary>Table of token embeddings.</summary>
     WordEmbedding,
     /// <summary>Table of positions.</summary>

@@ -39,7 +39,7 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
     /// <summary>The encoder's output of an earlier run, which is then not run again; null to run it.</summary>
     public BackboneOutput? Encoded { get; init; }
 
-    /// <summary>Normalised images <c>[batch, channels, height, width]</c>; for vision networks, else null.</summary>
+    /// <summary>Normalised images <c>[batch, channels, height, width]</c>, or videos with frames before the channels; for vision networks, else null.</summary>
     public Tensor? Pixels { get; init; }
 
     /// <summary>
@@ -55,7 +55,7 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
     public bool CutPositions { get; init; }
 
     /// <summary>A batch of images; the network itself says how many tokens they make, none of which is padding.</summary>
-    /// <param name="pixels">Normalised images <c>[batch, channels, height, width]</c>.</param>
+    /// <param name="pixels">Normalised images <c>[batch, channels, height, width]</c>, or videos <c>[batch, frames, channels, height, width]</c>.</param>
     /// <param name="interpolatePositions">True to fit position tables to images of another size than the network's.</param>
     public static TokenBatch OfImages(Tensor pixels, bool interpolatePositions = false)
     {

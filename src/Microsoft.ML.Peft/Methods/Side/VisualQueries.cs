@@ -75,10 +75,14 @@ public sealed class VisualQueryOptions : PeftMethod
     private static void Check(Backbone backbone)
     {
         Site[] sites = [.. backbone.Sites];
-        if (backbone.Config.DecoderStart is not null || backbone.Causal || sites.Any(s => s.Role is SiteRole.FeedForwardGate or SiteRole.RelativePosition)
+        if (backbone.Config.DecoderStart is not null || backbone.Causal || sites.Any(s => s.Role is SiteRole.FeedForwardGate or SiteRole.RelativePosition) || Gated(sites)
             || sites.OfType<AttentionCore>().Count() != backbone.Config.LayerCount)
             throw new ArgumentException($"vqt asks the layers of encoders whose tokens see each other (vit, bert, roberta); this backbone is {backbone.Config.ModelType}.");
     }
+
+    // One map makes a gate and what it gates.
+    private static bool Gated(Site[] sites) =>
+        sites.OfType<Projection>().FirstOrDefault(s => s.Role == SiteRole.FeedForwardUp)?.Out != sites.OfType<Projection>().FirstOrDefault(s => s.Role == SiteRole.FeedForwardDown)?.In;
 
     /// <inheritdoc/>
     public override PeftAdaptation Attach(Backbone backbone, long seed)
@@ -102,7 +106,7 @@ public sealed class VisualQueryOptions : PeftMethod
 /// <summary>Query tokens beside the frozen layers.</summary>
 internal sealed class VisualQueryPatch : TapPatch
 {
-    private sealed record Parts(Projection Query, Projection Key, Projection Value, Projection Output, Projection Up, Projection Down, Norm Norm1, Norm Norm2, AttentionCore Core);
+    private sealed record Parts(Projection Query, Projection Key, Projection Value, Projection Output, Projection Up, Projection Down, Norm Norm1, Norm Norm2, AttentionCore Core, Constant[] Scales);
 
     private readonly List<Parts> _layers = [];
     private readonly NamedParameter _prompts;
@@ -121,7 +125,7 @@ internal sealed class VisualQueryPatch : TapPatch
             T One<T>(SiteRole role) where T : Site => backbone.Sites.OfType<T>().First(s => s.Role == role && s.Layer == layer);
             _layers.Add(new Parts(One<Projection>(SiteRole.Query), One<Projection>(SiteRole.Key), One<Projection>(SiteRole.Value), One<Projection>(SiteRole.AttentionOutput),
                 One<Projection>(SiteRole.FeedForwardUp), One<Projection>(SiteRole.FeedForwardDown), One<Norm>(SiteRole.AttentionNorm), One<Norm>(SiteRole.FeedForwardNorm),
-                One<AttentionCore>(SiteRole.AttentionCore)));
+                One<AttentionCore>(SiteRole.AttentionCore), [.. backbone.Sites.OfType<Constant>().Where(s => s.Role == SiteRole.LayerScale && s.Layer == layer)]));
         }
     }
 
@@ -146,11 +150,12 @@ internal sealed class VisualQueryPatch : TapPatch
         Tensor query = Heads.Split(parts.Query.Forward(_postNorm ? asking : parts.Norm1.Forward(asking, pass), pass), parts.Core);
         Tensor context = Heads.Attend(new AttentionInput(query, key, value, pass.Layout.KeyBias(tokens.dtype)), parts.Core.Scale, 0, pass);
         Tensor found = parts.Output.Forward(Heads.Join(context), pass);
+        Tensor Scaled(Tensor x, int part) => parts.Scales.Length == 0 ? x : x * parts.Scales[part].Value(pass).to_type(x.dtype);
         Tensor Feed(Tensor x) => parts.Down.Forward(_activation(parts.Up.Forward(x, pass)), pass);
         if (!_postNorm)
         {
-            Tensor u = asking + found;
-            return u + Feed(parts.Norm2.Forward(u, pass));
+            Tensor u = asking + Scaled(found, 0);
+            return u + Scaled(Feed(parts.Norm2.Forward(u, pass)), 1);
         }
         Tensor a = parts.Norm1.Forward(asking + found, pass);
         return parts.Norm2.Forward(a + Feed(a), pass);

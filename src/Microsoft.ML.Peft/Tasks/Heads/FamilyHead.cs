@@ -53,6 +53,9 @@ internal sealed record FamilyHead(string Output = "classifier")
         ["wav2vec2"] = Projected(config => config.LayerCount + 1),
         ["whisper"] = Projected(config => (config.DecoderStart ?? config.LayerCount) + 1),
         ["kwt"] = new("head"),
+        ["beit"] = new(),
+        ["dinov2"] = new(),
+        ["videomae"] = new() { Variant = config => VideoMaeBackbone.HasMeanPooling(config) ? new() { Norm = "fc_norm", NormEpsilon = 1e-5 } : null },
         ["deit"] = new()
         {
             Variant = config => ViTBackbone.HasTeacherHead(config) ? new("cls_classifier") { Second = _ => "distillation_classifier" } : null,
