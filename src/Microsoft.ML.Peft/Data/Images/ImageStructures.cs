@@ -17,10 +17,9 @@ internal static class PngStructure
         for (long at = 33; ;)
         {
             uint length = bytes.Big32(at);
-            ReadOnlySpan<byte> type = bytes.Part(at + 4, 4);
+            ReadOnlySpan<byte> type = bytes.Part(at + 4, 4), content = bytes.Part(at + 8, length + 4L)[..^4];
             if (type.SequenceEqual("IEND"u8))
                 return new ImageHeader(ImageFormat.Png, (int)width, (int)height, orientation);
-            ReadOnlySpan<byte> content = bytes.Part(at + 8, length);
             if (type.SequenceEqual("eXIf"u8))
                 orientation = Orientation.FromTiff(content);
             at += 12L + length;
