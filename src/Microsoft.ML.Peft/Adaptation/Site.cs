@@ -27,6 +27,8 @@ public enum SiteRole
     EmbeddingProjection,
     /// <summary>The dense map of the pooler.</summary>
     Pooler,
+    /// <summary>Projection of what stands for a row or image into a space that another network shares (CLIP).</summary>
+    JointProjection,
     /// <summary>Any other linear map.</summary>
     OtherProjection,
     /// <summary>The convolution that makes tokens of an image's patches.</summary>
@@ -61,6 +63,8 @@ public enum SiteRole
     DistillationToken,
     /// <summary>The token that stood for hidden patches in pretraining; nothing reads it here.</summary>
     MaskToken,
+    /// <summary>A learned token that asks the final states, or queries an image's states.</summary>
+    PoolerToken,
     /// <summary>Factors on the output of a layer's part, one a channel.</summary>
     LayerScale,
     /// <summary>Table of relative-position biases.</summary>
@@ -128,6 +132,9 @@ public abstract class Site
     /// fused attention module. Null for a module of its own.
     /// </summary>
     public string? PartOf { get; init; }
+
+    /// <summary>True for what stands beside the base model in a task model's file, and is named without its prefix.</summary>
+    internal bool AtRoot { get; init; }
 
     /// <inheritdoc/>
     public override string ToString() => $"{Name} ({Role}, layer {Layer})";

@@ -30,6 +30,16 @@ public abstract partial class Backbone
     private protected Projection AddPackedProjection(string name, SiteRole role, int layer, long outWidth, long inWidth) =>
         Add(new Projection(name, role, layer, Load(name + "_weight", outWidth, inWidth), Load(name + "_bias", outWidth)) { WeightSuffix = "_weight", BiasName = name + "_bias" });
 
+    // The map into the space of two towers stands beside them.
+    private protected void AddJointProjection(string name)
+    {
+        if (Config.JointWidth is not { } width) return;
+        string biasName = name + ".bias";
+        Add(new Projection(name, SiteRole.JointProjection, Config.LayerCount, Load(name + ".weight", width, Config.HiddenSize), Made(biasName) ? Load(biasName, width) : null) { AtRoot = true });
+    }
+
+    private protected Tensor LoadOwn(string name, params long[] shape) => Load(name, shape);
+
     // Merging may give a bias to a part that has none in files.
     private bool Made(string biasName) => _weights is SharedWeights && Stored(biasName);
 

@@ -124,14 +124,14 @@ public abstract partial class Backbone : IDisposable
             if (batch.Encoded is { } there) states?.AddRange(there.HiddenStates ?? []);
             encoder = batch.Encoded ?? Encode(batch, states, pass);
             pass.TaskIds = batch.TaskIds;
-            hidden = Segment(start, pass.Patches.LowestTrainable, () => BeginDecoder(encoder, batch, pass), pass);
+            hidden = Segment(start, Lowest(batch, pass), () => BeginDecoder(encoder, batch, pass), pass);
         }
         else
         {
             hidden = Begin(batch, pass);
         }
         int first = states?.Count ?? 0;
-        hidden = RunLayers(hidden, Config.DecoderStart ?? 0, Config.LayerCount, states, pass);
+        hidden = RunLayers(hidden, Config.DecoderStart ?? 0, Config.LayerCount, states, Lowest(batch, pass), pass);
         pass.BeginSegment(Config.LayerCount + 1);
         hidden = states is null ? Finish(hidden, pass) : Taps.Forward(states, last => Finish(last, pass), pass);
         pass.Cache?.Extend(pass.Layout);
@@ -149,8 +149,8 @@ public abstract partial class Backbone : IDisposable
     private BackboneOutput Encode(TokenBatch batch, List<Tensor>? states, Pass pass)
     {
         int end = Config.DecoderStart!.Value;
-        Tensor hidden = RunLayers(Begin(batch, pass), 0, end, states, pass);
-        Tensor last = Segment(end, pass.Patches.LowestTrainable, () =>
+        Tensor hidden = RunLayers(Begin(batch, pass), 0, end, states, Lowest(batch, pass), pass);
+        Tensor last = Segment(end, Lowest(batch, pass), () =>
         {
             pass.BeginSegment(Config.LayerCount + 2);
             return FinishEncoder(hidden, pass);
@@ -162,7 +162,7 @@ public abstract partial class Backbone : IDisposable
     {
         pass.Layout = LayoutOf(batch, pass);
         pass.TaskIds = batch.TaskIds;
-        return Segment(-1, pass.Patches.LowestTrainable, () => Embed(batch, pass), pass);
+        return Segment(-1, Lowest(batch, pass), () => Embed(batch, pass), pass);
     }
 
     private Tensor BeginDecoder(BackboneOutput encoder, TokenBatch batch, Pass pass)
@@ -172,9 +172,8 @@ public abstract partial class Backbone : IDisposable
         return EmbedDecoder(batch, pass);
     }
 
-    private Tensor RunLayers(Tensor hidden, int from, int to, List<Tensor>? states, Pass pass)
+    private Tensor RunLayers(Tensor hidden, int from, int to, List<Tensor>? states, int lowest, Pass pass)
     {
-        int lowest = pass.Patches.LowestTrainable;
         states?.Add(hidden);
         for (int layer = from; layer < to; layer++)
         {
@@ -193,6 +192,9 @@ public abstract partial class Backbone : IDisposable
         pass.BeginSegment(layer + 1);
         return pass.Scoped(() => Layer(layer, hidden, pass));
     }
+
+    // A gradient that is asked for of what comes in goes through everything.
+    private static int Lowest(TokenBatch batch, Pass pass) => batch.WantsGradient ? -1 : pass.Patches.LowestTrainable;
 
     // Nothing below the lowest trainable patch needs a graph.
     private static Tensor Segment(int layer, int lowest, Func<Tensor> body, Pass pass)
@@ -315,7 +317,7 @@ public abstract partial class Backbone : IDisposable
 
     /// <summary>The full module path of a site inside a task model, e.g. <c>bert.encoder.layer.0.attention.self.query</c>.</summary>
     /// <param name="site">A site of this backbone.</param>
-    public string PathOf(Site site) => Prefix.Length == 0 || site.Role == SiteRole.LanguageHead ? site.Name : $"{Prefix}.{site.Name}";
+    public string PathOf(Site site) => Prefix.Length == 0 || site.AtRoot || site.Role == SiteRole.LanguageHead ? site.Name : $"{Prefix}.{site.Name}";
 
     /// <summary>The site of a Hugging Face module path, with or without the prefix; null where there is none.</summary>
     /// <param name="name">Module path.</param>

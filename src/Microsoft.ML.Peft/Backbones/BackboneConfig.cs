@@ -43,6 +43,9 @@ public sealed record BackboneConfig
     /// <summary>True to have the language head's projection among the sites (decoders).</summary>
     public bool LanguageHead { get; init; }
 
+    /// <summary>Width of the space that this tower shares with another, to have the projection into it among the sites; null for none.</summary>
+    public int? JointWidth { get; init; }
+
     /// <summary>Width of the feed-forward part.</summary>
     public required int IntermediateSize { get; init; }
 

@@ -33,6 +33,14 @@ public static class BackboneLoader
         ["beit"] = new("beit", BeitBackbone.ReadConfig, (c, w) => new BeitBackbone(c, w)),
         ["dinov2"] = new("dinov2", Dinov2Backbone.ReadConfig, (c, w) => new Dinov2Backbone(c, w)),
         ["videomae"] = new("videomae", VideoMaeBackbone.ReadConfig, (c, w) => new VideoMaeBackbone(c, w)),
+        ["clip"] = new("vision_model", ClipVisionBackbone.ReadConfig, (c, w) => new ClipVisionBackbone(c, w)),
+        ["clip_vision_model"] = new("vision_model", ClipVisionBackbone.ReadConfig, (c, w) => new ClipVisionBackbone(c, w)),
+        ["clip_text_model"] = new("text_model", ClipTextBackbone.ReadConfig, (c, w) => new ClipTextBackbone(c, w), Causal: true),
+        ["siglip"] = new("vision_model", SiglipVisionBackbone.ReadConfig, (c, w) => new SiglipVisionBackbone(c, w)),
+        ["siglip_vision_model"] = new("vision_model", SiglipVisionBackbone.ReadConfig, (c, w) => new SiglipVisionBackbone(c, w)),
+        ["siglip_text_model"] = new("text_model", SiglipTextBackbone.ReadConfig, (c, w) => new SiglipTextBackbone(c, w)),
+        ["blip-2"] = new("qformer", QFormerBackbone.ReadConfig, (c, w) => new QFormerBackbone(c, w)),
+        ["blip_2_qformer"] = new("qformer", QFormerBackbone.ReadConfig, (c, w) => new QFormerBackbone(c, w)),
         ["deit"] = new("deit", raw => ViTBackbone.ReadConfig(raw, "deit"), (c, w) => new ViTBackbone(c, w)),
         ["gpt2"] = new("transformer", Gpt2Backbone.ReadConfig, (c, w) => new Gpt2Backbone(c, w), Causal: true),
         ["llama"] = new("model", LlamaBackbone.ReadConfig, (c, w) => new LlamaBackbone(c, w), Causal: true),
@@ -41,7 +49,7 @@ public static class BackboneLoader
     /// <summary>The <c>model_type</c>s that are known, sorted.</summary>
     public static IReadOnlyList<string> ModelTypes => [.. _families.Keys.Order(StringComparer.Ordinal)];
 
-    /// <summary>Loads a backbone; the folder may be disposed afterwards.</summary>
+    /// <summary>Loads a backbone; the folder may be disposed afterwards. Of a pair of towers (clip, siglip) it is the image tower.</summary>
     /// <param name="folder">An opened checkpoint.</param>
     /// <param name="device">Where the weights go; null for the CPU.</param>
     /// <param name="dtype">Type of the weights in memory.</param>
@@ -51,11 +59,16 @@ public static class BackboneLoader
     public static Backbone Load(
         CheckpointFolder folder, Device? device = null, ScalarType dtype = ScalarType.Float32, bool languageHead = false, WeightFormat? quantised = null)
     {
-        CpuThreads.UseCores();
         JsonObject raw = ReadConfig(folder.Files);
-        Family family = FamilyOf(raw, folder.Description);
+        return Load(folder, Read(FamilyOf(raw, folder.Description), raw, languageHead), device, dtype, quantised);
+    }
+
+    /// <summary>Loads the network of a configuration that was read before.</summary>
+    internal static Backbone Load(CheckpointFolder folder, BackboneConfig config, Device? device, ScalarType dtype, WeightFormat? quantised = null)
+    {
+        CpuThreads.UseCores();
+        Family family = _families[config.ModelType];
         folder.Prefix = family.Prefix.Length == 0 ? "" : family.Prefix + ".";
-        BackboneConfig config = Read(family, raw, languageHead);
         IReadOnlyList<string> unused = CheckAll(folder, family, config);
         Backbone backbone = Backbone.Built(() => family.Build(config, new FolderWeights(folder, dtype, device ?? CPU)), quantised);
         backbone.Placed(device ?? CPU, unused);

@@ -156,15 +156,21 @@ public abstract class ImageEncoder : PreNormEncoder
 
     private Tensor Positioned(Tensor hidden, WeightSite positions, long rows, long columns, Pass pass)
     {
-        if ((rows, columns) != Grid)
-        {
-            Tensor table = positions is Embedding e ? e.Table(pass).unsqueeze(0) : ((Constant)positions).Value(pass);
-            return hidden + Interpolated(table, rows, columns).to_type(hidden.dtype);
-        }
+        if ((rows, columns) != Grid) return hidden + PositionTable(positions, rows, columns, pass).to_type(hidden.dtype);
         return positions is Embedding rowsOf
             ? hidden + rowsOf.Forward(arange(hidden.shape[1], ScalarType.Int64, hidden.device), pass)
             : positions.Forward(hidden, pass);
     }
+
+    private Tensor PositionTable(WeightSite positions, long rows, long columns, Pass pass)
+    {
+        Tensor table = positions is Embedding e ? e.Table(pass).unsqueeze(0) : ((Constant)positions).Value(pass);
+        return (rows, columns) == Grid ? table : Interpolated(table, rows, columns);
+    }
+
+    /// <summary>The table of positions for images of a size, <c>[1, tokens, hidden]</c>; null where there is none.</summary>
+    internal Tensor? PositionsFor(long height, long width, Pass pass) =>
+        _positions is null ? null : PositionTable(_positions, height / _patch.Height, width / _patch.Width, pass);
 
     // Tokens in front keep their positions; the others lie on a grid, which is scaled by cubic convolution.
     private Tensor Interpolated(Tensor table, long rows, long columns)

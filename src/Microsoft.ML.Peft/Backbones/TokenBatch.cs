@@ -27,6 +27,7 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
         DecoderMask = DecoderMask?.index_select(0, rows),
         Encoded = Encoded is { } encoded ? new(encoded.Last.index_select(0, rows), encoded.Layout.Rows(rows), null) : null,
         Pixels = Pixels?.index_select(0, rows),
+        Embeddings = Embeddings is { } first && first.shape[0] > 1 ? first.index_select(0, rows) : Embeddings,
         Sound = Sound?.index_select(0, rows),
     };
 
@@ -35,6 +36,13 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
 
     /// <summary>1 for real tokens of the decoder, int64 <c>[batch, decoder tokens]</c>; null where all count (a decoder never looks ahead).</summary>
     public Tensor? DecoderMask { get; init; }
+
+    /// <summary>First states in the place of tokens, <c>[1 or batch, tokens, hidden]</c>, for networks that take them (queries); else null.</summary>
+    public Tensor? Embeddings { get; init; }
+
+    /// <summary>True where a gradient is asked for of what the network reads.</summary>
+    internal bool WantsGradient =>
+        Pixels is { requires_grad: true } || Sound is { requires_grad: true } || Embeddings is { requires_grad: true } || Encoded is { Last.requires_grad: true };
 
     /// <summary>The encoder's output of an earlier run, which is then not run again; null to run it.</summary>
     public BackboneOutput? Encoded { get; init; }
@@ -61,6 +69,17 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
     {
         Tensor none = zeros([pixels.shape[0], 0], ScalarType.Int64, pixels.device);
         return new TokenBatch(none, none, Padded: false) { Pixels = pixels, InterpolatePositions = interpolatePositions };
+    }
+
+    /// <summary>A batch of another network's states, for networks that query them.</summary>
+    /// <param name="states">States <c>[batch, tokens, width]</c>; a gradient goes back to them where they ask for one.</param>
+    /// <param name="mask">1 for states that count, int64 <c>[batch, tokens]</c>; null for all.</param>
+    /// <param name="queries">Queries <c>[1 or batch, queries, hidden]</c>; null for the network's own.</param>
+    public static TokenBatch OfStates(Tensor states, Tensor? mask = null, Tensor? queries = null)
+    {
+        Tensor none = zeros([states.shape[0], 0], ScalarType.Int64, states.device);
+        var layout = new Layout(mask ?? ones([states.shape[0], states.dim() > 1 ? states.shape[1] : 1], ScalarType.Int64, states.device), padded: mask is not null);
+        return new TokenBatch(none, none, Padded: false) { Encoded = new BackboneOutput(states, layout, null), Embeddings = queries };
     }
 
     /// <summary>A batch of sounds; the network itself says how many tokens they make.</summary>

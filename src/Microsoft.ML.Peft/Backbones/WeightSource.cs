@@ -62,6 +62,14 @@ internal sealed partial class RestackedWeights(IWeightSource original, IReadOnly
     private static partial System.Text.RegularExpressions.Regex LayerNumber();
 }
 
+/// <summary>Weights of one part of a file: names have the part's prefix, but for those that stand beside it.</summary>
+internal sealed class PrefixedWeights(IWeightSource original, string prefix) : IWeightSource
+{
+    public bool Has(string name) => original.Has(prefix + name) || original.Has(name);
+
+    public Tensor Load(string name, params long[] shape) => original.Load(original.Has(prefix + name) ? prefix + name : name, shape);
+}
+
 /// <summary>Tensors by name in memory; for tests and for fresh backbones of a geometry.</summary>
 /// <param name="tensors">Tensors by their bare names; the source keeps its handles.</param>
 public sealed class MemoryWeights(IReadOnlyDictionary<string, Tensor> tensors) : IWeightSource

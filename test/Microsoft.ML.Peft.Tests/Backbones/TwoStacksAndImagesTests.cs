@@ -126,6 +126,20 @@ public sealed class TwoStacksAndImagesTests
     [DataRow("vit", "image_size", "[8, 0]", "height and width")]
     [DataRow("vit", "num_attention_heads", "5", "not divisible")]
     [DataRow("vit", "hidden_act", "\"cubic\"", "Unknown activation")]
+    [DataRow("deit", "patch_size", "5", "multiple of patch_size")]
+    [DataRow("beit", "drop_path_rate", "1", "a share in [0, 1)")]
+    [DataRow("beit", "use_relative_position_bias", "3", "true or false")]
+    [DataRow("dinov2", "mlp_ratio", "0", "a positive number")]
+    [DataRow("dinov2", "mlp_ratio", "0.01", "width")]
+    [DataRow("dinov2", "num_channels", "0", "a whole number of at least 1")]
+    [DataRow("videomae", "num_frames", "3", "multiple of tubelet_size")]
+    [DataRow("videomae", "tubelet_size", "0", "a whole number of at least 1")]
+    [DataRow("clip_vision_model", "attention_dropout", "2", "a share in [0, 1)")]
+    [DataRow("clip_text_model", "hidden_act", "\"cubic\"", "Unknown activation")]
+    [DataRow("clip_text_model", "num_attention_heads", "3", "not divisible")]
+    [DataRow("siglip_vision_model", "image_size", "17", "multiple of patch_size")]
+    [DataRow("blip_2_qformer", "cross_attention_frequency", "0", "a whole number of at least 1")]
+    [DataRow("blip_2_qformer", "num_attention_heads", "3", "not divisible")]
     [DataRow("t5", "feed_forward_proj", "\"gated-gelu-new\"", "feed_forward_proj")]
     [DataRow("t5", "feed_forward_proj", "\"plain-relu\"", "feed_forward_proj")]
     [DataRow("t5", "relative_attention_max_distance", "16", "relative_attention_num_buckets")]
@@ -139,6 +153,44 @@ public sealed class TwoStacksAndImagesTests
         var e = Assert.Throws<Exception>(() => BackboneLoader.Build(read, new Tied()));
         Assert.IsTrue(e is CheckpointFormatException or NotSupportedException, e.ToString());
         StringAssert.Contains(e.Message, words);
+    }
+
+    [TestMethod]
+    public void VideosThatDoNotFitAreRefused()
+    {
+        using Backbone backbone = BackboneLoader.Build(
+            JsonNode.Parse("""{"model_type": "videomae", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "image_size": 8, "patch_size": 4, "num_frames": 4}""")!.AsObject(),
+            new Tied());
+        using var scope = NewDisposeScope();
+        foreach (long[] shape in (long[][])[[1, 3, 8, 8], [1, 2, 3, 8, 8], [1, 4, 1, 8, 8], [1, 4, 3, 12, 8]])
+            StringAssert.Contains(Assert.ThrowsExactly<ArgumentException>(() => backbone.Forward(TokenBatch.OfImages(zeros(shape)), new Pass())).Message, "[batch, 4, 3, 8, 8]");
+        Assert.AreEqual(8, backbone.Forward(TokenBatch.OfImages(zeros([1, 4, 3, 8, 8])), new Pass()).Last.shape[1]);
+    }
+
+    [TestMethod]
+    public void FeatureMapsNeedTheStates()
+    {
+        using var dinov2 = (ImageEncoder)Make("dinov2");
+        using var scope = NewDisposeScope();
+        TokenBatch images = TokenBatch.OfImages(new Draws(1, "images").Normal(1, 2, 3, 8, 12));
+        Assert.ThrowsExactly<InvalidOperationException>(() => dinov2.FeatureMap(dinov2.Forward(images, new Pass()), 0, new Pass()));
+        var pass = new Pass { KeepHiddenStates = true };
+        BackboneOutput output = dinov2.Forward(images, pass);
+        Assert.ThrowsExactly<ArgumentOutOfRangeException>(() => dinov2.FeatureMap(output, 3, pass));
+        CollectionAssert.AreEqual(new long[] { 2, 32, 2, 3 }, dinov2.FeatureMap(output, 2, pass).shape);
+    }
+
+    [TestMethod]
+    public void RelativePositionsFollowTheSizeOfImages()
+    {
+        using Backbone beit = Make("beit");
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        Assert.AreEqual(7, beit.Forward(TokenBatch.OfImages(ones([1, 3, 12, 8]), interpolatePositions: true), new Pass()).Last.shape[1]);
+        // At the own size nothing is scaled.
+        TokenBatch images = TokenBatch.OfImages(new Draws(1, "images").Normal(1, 1, 3, 8, 8));
+        Tensor asked = beit.Forward(images with { InterpolatePositions = true }, new Pass()).Last, unasked = beit.Forward(images, new Pass()).Last;
+        Assert.AreEqual(0.0, Deviations.Distance(asked, unasked));
     }
 
     [TestMethod]

@@ -29,6 +29,25 @@ internal sealed class MatrixBackbone
             EveryRow = true,
             Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
         },
+        new("beit",
+            """
+            {"model_type": "beit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 48, "image_size": 8, "patch_size": 4, "use_relative_position_bias": true,
+            "use_shared_relative_position_bias": true, "use_absolute_position_embeddings": true, "drop_path_rate": 0.1}
+            """, [])
+        {
+            Few = ["lora", "ssf", "bottleneck", "vpt", "bitfit", "prefix-tuning", "partial", "ia3"],
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
+        },
+        new("dinov2",
+            """
+            {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "mlp_ratio": 1.5, "image_size": 8, "patch_size": 4, "use_mask_token": false, "drop_path_rate": 0.1}
+            """, [])
+        {
+            Few = ["lora", "ssf", "bottleneck", "vpt", "vqt", "bitfit", "prefix-tuning", "partial", "ia3"],
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 12).to(tokens.Ids.device)),
+        },
         new("t5",
             """
             {"model_type": "t5", "d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 2, "d_ff": 48,
@@ -70,6 +89,9 @@ internal sealed class MatrixBackbone
 
     /// <summary>True to try every row, false for one a method.</summary>
     public bool EveryRow { get; private init; }
+
+    /// <summary>Ids of the only methods to try, one row each; null for all: networks much like another one that tries all.</summary>
+    public string[]? Few { get; private init; }
 
     /// <summary>How the head reads the network.</summary>
     public Pooling Pooling { get; private init; } = Pooling.Family;

@@ -65,7 +65,7 @@ internal sealed class SideStart(Backbone backbone, int reduction)
         Site[] all = [.. backbone.Sites.Where(s => s.Layer == layer)];
         Site[] sites = all.OfType<Projection>().Any() ? all : [.. backbone.Sites.Where(s => s.Layer >= 0 && s.Layer < backbone.Config.LayerCount)];
         T One<T>(SiteRole role) where T : Site => sites.OfType<T>().First(s => s.Role == role);
-        bool post = backbone.Sites.All(s => s.Role != SiteRole.FinalNorm);
+        bool post = backbone.PostNorm;
         Projection[] outputs = [.. sites.OfType<Projection>().Where(p => p.Role == SiteRole.AttentionOutput)];
 
         (Tensor, Tensor?) norm1 = default, norm2 = default;
