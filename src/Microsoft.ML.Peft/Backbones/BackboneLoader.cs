@@ -81,6 +81,8 @@ public static class BackboneLoader
     /// <param name="languageHead">True for a decoder's language head too.</param>
     public static Backbone Build(JsonObject config, IWeightSource weights, bool languageHead = false)
     {
+        // Numbers that were put in by code answer to their own type alone; parsed ones to any that they fit.
+        config = JsonNode.Parse(config.ToJsonString())!.AsObject();
         Family family = FamilyOf(config, "the given configuration");
         return Backbone.Built(() => family.Build(Read(family, config, languageHead), weights));
     }
