@@ -84,7 +84,7 @@ public sealed class AlbertBackbone : PostNormEncoder
     private protected override bool LayersStandAlone => false;
 
     // Layer l uses group floor(l / (layers / groups)), and runs all its inner layers in turn.
-    private protected override int LayerOf(int application)
+    internal override int LayerOf(int application)
     {
         int group = (int)(application / _inner / ((double)_layers / _groups));
         return Math.Min(group, _groups - 1) * _inner + application % _inner;

@@ -35,13 +35,16 @@ public abstract class ImageEncoder : PreNormEncoder
     private protected int Channels => _channels;
 
     /// <summary>Height and width of the network's images.</summary>
-    private protected (int Height, int Width) Image => _image;
+    internal (int Height, int Width) Image => _image;
 
     /// <summary>Height and width of a patch.</summary>
     private protected (int Height, int Width) Patch => _patch;
 
     /// <inheritdoc/>
     public override int LeadingTokens => _leading.Count;
+
+    /// <summary>The tokens in front of the patches.</summary>
+    internal IReadOnlyList<Constant> Leading => _leading;
 
     /// <summary>True where positions are fitted to images of another size without being asked.</summary>
     private protected virtual bool InterpolatesUnasked => false;

@@ -66,7 +66,7 @@ public sealed class MPNetBackbone : PostNormEncoder
         return hidden;
     }
 
-    private protected override Tensor? ScoreBias(long tokens, Pass pass) => pass.Once((this, tokens), () =>
+    internal override Tensor? ScoreBias(long tokens, Pass pass) => pass.Once((this, tokens), () =>
     {
         long[] table = new RelativeBuckets(_buckets, MaxDistance, Both: true).Table(0, tokens, tokens);
         Tensor buckets = tensor(table, ScalarType.Int64, _relative.Weight.device).view(tokens, tokens);

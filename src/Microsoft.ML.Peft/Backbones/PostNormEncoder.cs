@@ -80,10 +80,10 @@ public abstract class PostNormEncoder : Backbone
     }
 
     /// <summary>Which of the added layers runs as the given application (ALBERT shares).</summary>
-    private protected virtual int LayerOf(int application) => application;
+    internal virtual int LayerOf(int application) => application;
 
     /// <summary>Added to the attention scores of every layer, <c>[1 or batch, heads, tokens, tokens]</c>, or null.</summary>
-    private protected virtual Tensor? ScoreBias(long tokens, Pass pass) => null;
+    internal virtual Tensor? ScoreBias(long tokens, Pass pass) => null;
 
     /// <inheritdoc/>
     protected override Tensor Layer(int layer, Tensor hidden, Pass pass)

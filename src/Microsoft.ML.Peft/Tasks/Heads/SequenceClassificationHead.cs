@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Tasks;
 /// likewise with ReLU; decoders a linear map without bias on the last real token; networks of images and sounds what
 /// <see cref="FamilyHead"/> says of them. Or one linear map on the mean or the first token.
 /// </summary>
-public sealed class SequenceClassificationHead : Head
+public sealed partial class SequenceClassificationHead : Head
 {
     private readonly Pooling _pooling;
     private readonly bool _usesPooler, _dropsFirst, _readsLast, _readsFamily, _readsFirst = true;
@@ -23,7 +23,7 @@ public sealed class SequenceClassificationHead : Head
     private readonly NamedParameter _outWeight;
     private readonly NamedParameter? _outBias, _normWeight, _normBias, _secondWeight, _secondBias, _layerWeights;
     private readonly double _normEpsilon;
-    private readonly Func<Tensor, Tensor> _activation = x => x;
+    private readonly string _activation = "linear";
 
     /// <summary>Makes a head with fresh weights, normal with the backbone's initializer range.</summary>
     /// <param name="backbone">The backbone that it reads.</param>
@@ -80,17 +80,17 @@ public sealed class SequenceClassificationHead : Head
                 // A checkpoint without pooler (masked language models): the dense map is new and belongs to the head.
                 string pooler = family == "bert" ? "bert.pooler.dense" : "albert.pooler";
                 (_denseWeight, _denseBias) = (Weight(pooler + ".weight", config.HiddenSize, config.HiddenSize), Bias(pooler + ".bias", config.HiddenSize));
-                _activation = x => x.tanh();
+                _activation = "tanh";
                 break;
             case "roberta" or "xlm-roberta" or "camembert" or "mpnet" or "electra":
                 (_denseWeight, _denseBias) = (Weight("classifier.dense.weight", config.HiddenSize, config.HiddenSize), Bias("classifier.dense.bias", config.HiddenSize));
-                _activation = family == "electra" ? nn.functional.gelu : x => x.tanh();
+                _activation = family == "electra" ? "gelu" : "tanh";
                 _dropsFirst = true;
                 last = "classifier.out_proj";
                 break;
             case "distilbert":
                 (_denseWeight, _denseBias) = (Weight("pre_classifier.weight", config.HiddenSize, config.HiddenSize), Bias("pre_classifier.bias", config.HiddenSize));
-                _activation = x => x.relu();
+                _activation = "relu";
                 break;
             case not "" when backbone.Causal:
                 _readsLast = true;
@@ -131,7 +131,7 @@ public sealed class SequenceClassificationHead : Head
         if (_denseWeight is not null)
         {
             if (_dropsFirst) x = pass.Dropout(x, _dropout);
-            x = _activation(nn.functional.linear(x, _denseWeight.Value, _denseBias!.Value));
+            x = Activations.Get(_activation)(nn.functional.linear(x, _denseWeight.Value, _denseBias!.Value));
         }
         x = pass.Dropout(x, _dropout);
         if (_secondWeight is null) return nn.functional.linear(x, _outWeight.Value, _outBias?.Value);
