@@ -117,7 +117,7 @@ public sealed class OnnxExportTests
         long before = LiveTensors.Count();
         foreach (Pooling pooling in Enum.GetValues<Pooling>())
         {
-            foreach (PeftMethod? method in (PeftMethod?[])[null, new LoraOptions { Rank = 2, TargetModules = ["all-linear"] }, new BitFitOptions()])
+            foreach (PeftMethod? method in (PeftMethod?[])[null, new LoraOptions { Rank = 2, Targets = ["all-linear"] }, new BitFitOptions()])
             {
                 foreach (bool pooler in (bool[])[true, false])
                 {
