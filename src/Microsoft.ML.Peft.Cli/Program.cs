@@ -13,6 +13,7 @@ var root = new RootCommand("Parameter-efficient fine-tuning of Hugging Face back
     InspectCommand.Make(),
     MethodsCommand.Make(),
     CompareCommand.Make(),
+    ExportCommand.Make(),
 };
 ParseResult parsed = root.Parse(args);
 if (parsed.Errors.Count > 0)

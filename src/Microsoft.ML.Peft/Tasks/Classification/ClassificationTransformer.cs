@@ -86,6 +86,11 @@ public abstract class ClassificationTransformer : ITransformer, IDisposable
     /// <exception cref="NotSupportedException">The method does not exist in Hugging Face PEFT.</exception>
     public void SaveAdapter(string folder) => _model.SaveAdapter(folder);
 
+    /// <summary>Writes the classifier as an ONNX file, the adapter merged into the weights; see <see cref="Export.OnnxExport"/>.</summary>
+    /// <param name="path">File to write.</param>
+    /// <exception cref="NotSupportedException">The family has no form in ONNX here, or the method cannot be merged; the message says which.</exception>
+    public void SaveOnnx(string path) => Export.OnnxExport.Save(Model, path, Labels);
+
     void ICanSaveModel.Save(ModelSaveContext ctx) => _model.Save(ctx);
 
     /// <summary>Frees the network's memory. Prediction engines over this transformer end with it.</summary>
