@@ -9,7 +9,7 @@ namespace Microsoft.ML.Peft.Cli;
 internal static class ExportCommand
 {
     private static readonly Argument<string> _model = new("model") { Description = "Model zip." };
-    private static readonly Option<string?> _output = new("--output", "-o") { Description = "File to write; the model's name with .onnx where none is given." };
+    private static readonly Option<string?> _output = new("--out") { Description = "File to write; the model's name with .onnx where none is given." };
 
     public static System.CommandLine.Command Make()
     {
