@@ -32,6 +32,8 @@ need libpng-dev test -e /usr/include/png.h
 need libjpeg62-turbo-dev test -e /usr/include/jpeglib.h
 need libwebp-dev test -e /usr/include/webp/decode.h
 need libgif-dev test -e /usr/include/gif_lib.h
+# Optional: FLAC and Ogg sounds are read through it; without it they are refused in words.
+need libsndfile1 sh -c 'ls /usr/lib/*-linux-gnu/libsndfile.so.1 || ldconfig -p | grep -q libsndfile\.so\.1'
 need wordnet-base test -e /usr/share/wordnet/data.noun
 
 if [ ${#wanted[@]} -gt 0 ]; then

@@ -10,7 +10,8 @@ namespace Microsoft.ML.Peft.Backbones;
 /// <summary>
 /// wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477): convolutions make frames of samples, a grouped convolution gives them
 /// positions; then post-norm layers (base), or pre-norm ones with a norm at the end (<c>do_stable_layer_norm</c>). A batch is
-/// <see cref="TokenBatch.OfSound"/> of <c>[batch, samples]</c>. Layers are never skipped and frames never masked in training.
+/// <see cref="TokenBatch.OfSound"/> of <c>[batch, samples]</c>. Frames are masked in training where a batch asks for it (<see cref="TokenBatch.MaskFrames"/>); layers are
+/// never skipped.
 /// </summary>
 public sealed class Wav2Vec2Backbone : Backbone
 {
@@ -24,6 +25,8 @@ public sealed class Wav2Vec2Backbone : Backbone
     private readonly Projection _projection;
     private readonly Convolution _positions;
     private readonly Sequence _sequence;
+    private readonly Constant? _masked;
+    private readonly FrameMasks _frameMasks, _channelMasks;
     private readonly Func<Tensor, Tensor> _activation, _frontActivation;
     private readonly bool _preNorm, _mixesLayers;
     private readonly double _projectionDropout, _innerDropout;
@@ -37,12 +40,13 @@ public sealed class Wav2Vec2Backbone : Backbone
         (_activation, _frontActivation) = (Activations.Get(config.Activation), Activations.Get(read.Text("feat_extract_activation", "gelu")));
         (_preNorm, _mixesLayers) = (read.Flag("do_stable_layer_norm", false), read.Flag("use_weighted_layer_sum", false));
         (_projectionDropout, _innerDropout) = (read.Share("feat_proj_dropout", 0), read.Share("activation_dropout", 0.1));
+        if (read.Flag("apply_spec_augment", true)) (_frameMasks, _channelMasks) = (FrameMasks.Of(read, "time", 0.05, 2), FrameMasks.Of(read, "feature", 0, 0));
         if (config.HiddenSize % config.HeadCount != 0)
             throw new CheckpointFormatException($"config.json: hidden_size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
         int channels = AddFront(read);
         _frontNorm = AddNorm("feature_projection.layer_norm", SiteRole.EmbeddingNorm, -1, channels);
         _projection = AddProjection("feature_projection.projection", SiteRole.EmbeddingProjection, -1, config.HiddenSize, channels);
-        if (Stored("masked_spec_embed")) AddConstant("masked_spec_embed", SiteRole.MaskToken, config.HiddenSize);
+        if (Stored("masked_spec_embed")) _masked = AddConstant("masked_spec_embed", SiteRole.MaskToken, config.HiddenSize);
         _positions = AddPositions(read, weights);
         Norm? first = _preNorm ? null : AddNorm("encoder.layer_norm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
         _sequence = AddEmbeddingSequence();
@@ -202,11 +206,22 @@ public sealed class Wav2Vec2Backbone : Backbone
     {
         Tensor x = Listen(batch.Sound!.to_type(_front[0].Map.Weight.dtype), pass);                       // [batch, frames, channels]
         x = pass.Dropout(_projection.Forward(_frontNorm.Forward(x, pass), pass), _projectionDropout);
+        if (pass.Training && batch.MaskFrames) x = Masked(x, pass);
         if (pass.Layout.Padded) x = x * pass.Layout.Mask.unsqueeze(-1).to_type(x.dtype);
         Tensor places = _positions.Forward(x.transpose(1, 2), pass);                                     // [batch, hidden, frames or one more]
         x = x + _frontActivation(places.narrow(2, 0, x.shape[1]).transpose(1, 2).contiguous());
         if (!_preNorm) x = _norm.Forward(x, pass);
         return _sequence.Forward(pass.Dropout(x, Config.HiddenDropout), pass);
+    }
+
+    // Masked frames are a learned one, masked channels zero.
+    private Tensor Masked(Tensor x, Pass pass)
+    {
+        long[] lengths = [.. pass.Layout.Mask.sum(1).to_type(ScalarType.Int64).to(CPU).data<long>()], widths = [.. lengths.Select(_ => x.shape[2])];
+        ulong key = Pass.Mix(pass.Seed ?? unchecked((ulong)Random.Shared.NextInt64()));
+        Tensor instead = (_masked?.Value(pass) ?? zeros([x.shape[2]], device: x.device)).to_type(x.dtype);
+        if (_frameMasks.Draw(lengths, x.shape[1], key) is { } frames) x = where(frames.to(x.device).unsqueeze(-1), instead, x);
+        return _channelMasks.Draw(widths, x.shape[2], ~key) is { } channels ? x.masked_fill(channels.to(x.device).unsqueeze(1), 0) : x;
     }
 
     // The activation always gets a contiguous gradient: libtorch 1.13's gelu needs that.

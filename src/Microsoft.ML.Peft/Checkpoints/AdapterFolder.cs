@@ -294,7 +294,7 @@ public sealed partial class AdapterFolder : IDisposable
     private bool RequiredOfHead(string name, Head head, Dictionary<string, NamedParameter> stillOpen)
     {
         IReadOnlyList<string> saved = AdapterConfig.List<string>(Config, "modules_to_save");
-        string module = name[..name.LastIndexOf('.')];
+        string module = name.Contains('.') ? name[..name.LastIndexOf('.')] : name;
         return stillOpen.Count < head.Parameters.Count
             || saved.Any(s => TargetMatcher.Names(s, module) || module.StartsWith(s + ".", StringComparison.Ordinal));
     }

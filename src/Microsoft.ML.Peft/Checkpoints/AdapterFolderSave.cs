@@ -144,7 +144,7 @@ public sealed partial class AdapterFolder
         // A head's part inside the backbone's name space (bert.pooler) is named without the prefix.
         IEnumerable<string> parts = (head?.Parameters ?? []).Select(p =>
             p.Name.StartsWith(backbone.Prefix + ".", StringComparison.Ordinal) ? p.Name[(backbone.Prefix.Length + 1)..] : p.Name)
-            .Select(name => name[..name.IndexOf('.')]);
+            .Where(name => name.Contains('.')).Select(name => name[..name.IndexOf('.')]);       // a parameter of no module has none to name
         foreach (string module in usual.Concat(parts))
             if (!modules.Contains(module)) modules.Add(module);
         config["modules_to_save"] = modules.Count == 0 ? null : AdapterConfig.Array(modules);

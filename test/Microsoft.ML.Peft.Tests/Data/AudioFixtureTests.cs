@@ -129,8 +129,29 @@ internal sealed class AudioRun(FixtureCase c)
             Assert.AreEqual(processor.Length, features.Shape[0], name);
             Compare(name, features.Values, [.. features.Shape.Select(n => (long)n)]);
         }
+        if (c.Has("window")) Steps((KaldiFrontEnd)processor.Front);
         foreach (JsonElement empty in _config.GetProperty("empty_filters").EnumerateArray())
             Assert.IsEmpty(((KaldiFrontEnd)processor.Front).Filters.Weights[empty.GetInt32()]);
+    }
+
+    // The steps of one frame, of its samples on.
+    private void Steps(KaldiFrontEnd front)
+    {
+        Compare("window", [.. front.Window.Select(w => (float)w)]);
+        string frame = c.Names.First(n => n.EndsWith(".0.samples", StringComparison.Ordinal))[..^".0.samples".Length];
+        float[] samples = [.. c[frame + ".0.samples"].data<float>()];
+        static float[] Singles(ReadOnlySpan<double> numbers) => Array.ConvertAll(numbers.ToArray(), x => (float)x);
+        front.Spectra.Run(1, (_, to) =>
+        {
+            front.Windowed(samples, to);
+            Compare(frame + ".3.windowed", Singles(to[..samples.Length]));
+        }, (_, power) =>
+        {
+            double[] spectrum = power.ToArray(), mel = [.. Enumerable.Range(0, front.Filters.Count).Select(b => front.Filters.Apply(b, spectrum))];
+            Compare(frame + ".4.power", Singles(power));
+            Compare(frame + ".5.mel", Singles(mel));
+            Compare(frame + ".6.log", Singles([.. mel.Select(m => Math.Log(Math.Max(m, 1.1920928955078125e-07)))]));
+        });
     }
 
     public void LogMel()

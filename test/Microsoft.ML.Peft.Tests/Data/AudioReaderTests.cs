@@ -172,6 +172,43 @@ public class AudioReaderTests
         TestContext.WriteLine(flac);
     }
 
+    // 64 samples of two channels at 8 kHz, written by libsndfile.
+    private const string Flac =
+        "ZkxhQwAAACIQABAAAADbAADbAfQC8AAAAECrQtVrow8CzNgGd9sbkTrthAAAKCAAAAByZWZlcmVuY2UgbGliRkxBQyAxLjQuMiAyMDIyMTAyMgAAAAD/+GQYAD/8EUCy4fRNLA9tj5a9" +
+        "LU7ICZTznzomTsfWqNeY+ntyV/RQuI1FSXPn5K2pC4Wu4li9r8IJxbUVkTauMh54mRziLVtd0fj9GV1osu3q8JMPne1ife4NXg3diWeFJw8sCyTalGUQBzHs5F9IjAtidRKRMoNOPyo7" +
+        "BpSy50gAc5qWsGSo3kBBmRNUTMTWQE+ZDOhm4NKwMTFE7qaDJyCqMvnKW+ckAJGZSwwbZZTgkGqJjdsryx+T6u2IZHB6r67Uop6k/PI/qil9LOSY8gDRlbUlkmWAV2s=";
+
+    [TestMethod]
+    public void FlacIsReadWhereTheLibraryIs()
+    {
+        byte[] bytes = Convert.FromBase64String(Flac);
+        if (!AudioReader.ReadsCompressed)
+        {
+            StringAssert.Contains(Refused(bytes), "libsndfile1");
+            Assert.Inconclusive("libsndfile is not on this machine.");
+        }
+        AudioClip clip = AudioReader.Default.Read(bytes);
+        Assert.AreEqual((64, 8000, 2), (clip.Length, clip.Rate, clip.Channels.Count));
+        for (int i = 0; i < 128; i++)
+            Assert.AreEqual(((i * 37 % 201) - 100) * (i % 2 == 0 ? 100 : -50) / 32768f, clip.Channels[i % 2][i / 2]);
+        StringAssert.Contains(Refused(bytes, new AudioReader { MostSamples = 100 }), "at most 100");
+        StringAssert.Contains(Refused(bytes[..200]), "FLAC");
+        var random = new Random(5);
+        int read = 0;
+        for (int i = 0; i < 500; i++)
+        {
+            try
+            {
+                read += AudioReader.Default.Read(Mutated([.. bytes], random), "row 7").Length > 0 ? 1 : 0;
+            }
+            catch (AudioFormatException e)
+            {
+                StringAssert.Contains(e.Message, "row 7");
+            }
+        }
+        TestContext.WriteLine($"{read} of 500 damaged files read");
+    }
+
     [TestMethod]
     public void ClipsAreChecked()
     {

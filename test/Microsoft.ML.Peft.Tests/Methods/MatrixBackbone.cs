@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Tests.Methods;
 /// A further network that rows of the method matrix run on: a tiny geometry, the batch in its form, and its words for BERT's
 /// module names, which the rows use.
 /// </summary>
-internal sealed class MatrixBackbone
+internal sealed partial class MatrixBackbone
 {
     /// <summary>All of them; BERT, the first, is what the whole matrix runs on.</summary>
     public static IReadOnlyList<MatrixBackbone> All { get; } =

@@ -75,7 +75,7 @@ internal sealed class MatrixModel : IDisposable
         return Values(Forward(Backbone, new Pass(Model.Patches), one));
     }
 
-    private static IEnumerable<Tensor> Tensors(TokenBatch batch) => new[] { batch.Ids, batch.Mask, batch.DecoderIds, batch.Pixels }.OfType<Tensor>();
+    private static IEnumerable<Tensor> Tensors(TokenBatch batch) => new[] { batch.Ids, batch.Mask, batch.DecoderIds, batch.Pixels, batch.Sound }.OfType<Tensor>();
 
     /// <summary>The loss of all rows with the patches of a pass.</summary>
     public Tensor Loss(Pass pass, Backbone? other = null) => nn.functional.cross_entropy(Forward(other ?? Backbone, pass, _batch).to_type(ScalarType.Float32), _labels);
@@ -176,7 +176,7 @@ internal sealed class MatrixModel : IDisposable
 
     internal sealed class Random(Device device, ScalarType dtype, bool pooler = true) : IWeightSource
     {
-        public bool Has(string name) => pooler || !name.StartsWith("pooler.", StringComparison.Ordinal);
+        public bool Has(string name) => (pooler || !name.StartsWith("pooler.", StringComparison.Ordinal)) && name != "masked_spec_embed";
 
         public Tensor Load(string name, params long[] shape)
         {

@@ -135,7 +135,7 @@ public class MethodBackboneTests
         }
     }
 
-    private static void Holds(MatrixBackbone kind, PeftMethod method)
+    internal static void Holds(MatrixBackbone kind, PeftMethod method)
     {
         using MatrixModel model = new(method, kind: kind), again = new(null, kind: kind);
         PeftAdaptation adaptation = model.Adaptation!;

@@ -29,6 +29,10 @@ internal sealed class KaldiFrontEnd : AudioFrontEnd
 
     internal MelFilters Filters { get; }
 
+    internal PowerSpectra Spectra => _spectra;
+
+    internal IReadOnlyList<double> Window => _window;
+
     private static int Frames(long samples) => samples < Frame ? 0 : (int)((samples - Frame) / Hop + 1);
 
     public override AudioFeatures Make(float[] samples, string source, int? length)
@@ -47,7 +51,8 @@ internal sealed class KaldiFrontEnd : AudioFrontEnd
         return new AudioFeatures(values, [frames, bins], real);
     }
 
-    private void Windowed(ReadOnlySpan<float> samples, Span<double> frame)
+    /// <summary>One frame without its mean, emphasised and under the window.</summary>
+    internal void Windowed(ReadOnlySpan<float> samples, Span<double> frame)
     {
         double mean = 0;
         foreach (float sample in samples) mean += sample;
