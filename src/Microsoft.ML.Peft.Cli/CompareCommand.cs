@@ -15,7 +15,7 @@ internal static class CompareCommand
 {
     private const string Frozen = "head-only";
 
-    private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between, or 'all'. A rate and options of a method after it: lora@5e-3:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
+    private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between; 'all' for all others. A rate and options of a method after it: lora@5e-3:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
     private static readonly Option<string> _data = new("--data") { Description = "Training table.", Required = true };
     private static readonly Option<string> _eval = new("--eval") { Description = "Table to evaluate on.", Required = true };
     private static readonly Option<string> _text = new("--text") { Description = "Column with the text.", Required = true };
@@ -46,7 +46,7 @@ internal static class CompareCommand
 
     private static int Run(ParseResult call)
     {
-        string[] names = call.GetValue(_methods) is "all" or null ? [.. PeftMethods.Ids] : call.GetValue(_methods)!.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries);
+        string[] names = Names(call.GetValue(_methods) ?? "all");
         if (names.Length == 0) throw new UsageException("--methods names no method.");
         foreach (string name in names)
         {
@@ -71,6 +71,39 @@ internal static class CompareCommand
         finally
         {
             Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    // A piece that does not begin with a letter goes on with the one before: lora,trainable-tokens:tokenIndices=101,102
+    private static string[] Names(string list)
+    {
+        var names = new List<string>();
+        foreach (string piece in list.Split(',', StringSplitOptions.TrimEntries | StringSplitOptions.RemoveEmptyEntries))
+            if (names.Count > 0 && !char.IsAsciiLetter(piece[0])) names[^1] += "," + piece;
+            else names.Add(piece);
+        if (names.Remove("all")) names.AddRange(All().Where(name => !names.Any(given => Parts(given).Id == Parts(name).Id)));
+        return [.. names];
+    }
+
+    // All that can be tried without more being said.
+    private static IEnumerable<string> All()
+    {
+        foreach (string id in PeftMethods.Ids)
+        {
+            PeftMethod method = PeftMethods.Create(id);
+            string name = string.Join(':', [id, .. method.ExampleSettings]);
+            string? missing = null;
+            try
+            {
+                foreach (string[] setting in method.ExampleSettings.Select(s => s.Split('=', 2))) PeftMethods.Set(method, setting[0], setting[1]);
+                method.Validate();
+            }
+            catch (ArgumentException e)
+            {
+                missing = e.Message;
+            }
+            if (missing is null) yield return name;
+            else Console.Error.WriteLine($"{id} is left out: {missing}");
         }
     }
 

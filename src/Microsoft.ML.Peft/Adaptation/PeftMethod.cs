@@ -26,12 +26,33 @@ public abstract class PeftMethod
     /// <summary>False where a row's output depends on the other rows of its batch; rows must then be scored in the batches that are wanted.</summary>
     public virtual bool RowsAreIndependent => true;
 
-    /// <summary>Learning rate that suits the method where the user names none.</summary>
+    /// <summary>Learning rate that suits the method in runs of a thousand steps and more, of networks 768 and more wide.</summary>
     public virtual double DefaultLearningRate => 5e-4;
 
     /// <summary>Learning rate that suits a fresh head beside the method, where the user names no rate.</summary>
     [System.Text.Json.Serialization.JsonIgnore]
-    public virtual double DefaultHeadLearningRate => Math.Max(DefaultLearningRate, 1e-2);
+    public virtual double DefaultHeadLearningRate => 1e-2;
+
+    /// <summary>
+    /// Learning rate of a run where the user names none: <see cref="DefaultLearningRate"/>, times <c>√(1000/steps)</c> for shorter
+    /// runs (of 125 steps and less alike) and times <c>768/width</c> for narrower networks (192 and less alike), but not
+    /// raised above 0.02. Adam moves each weight by about the rate at a step: fewer steps go less far, and fewer inputs add
+    /// up to less.
+    /// </summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <param name="steps">Optimizer steps of the run.</param>
+    public virtual double LearningRateFor(Backbone backbone, long steps)
+    {
+        double shortness = Math.Sqrt(Math.Clamp(1000.0 / Math.Max(1, steps), 1, 8)), narrowness = Math.Clamp(768.0 / backbone.Config.HiddenSize, 1, 4);
+        return Math.Max(DefaultLearningRate, Math.Min(2e-2, DefaultLearningRate * shortness * narrowness));
+    }
+
+    /// <summary>
+    /// What must be set before the method can be tried at all, <c>name=value</c>, as an example that fits BERT's vocabularies; empty
+    /// where the defaults do.
+    /// </summary>
+    [System.Text.Json.Serialization.JsonIgnore]
+    public virtual IReadOnlyList<string> ExampleSettings => [];
 
     /// <summary>Checks the options alone.</summary>
     /// <exception cref="ArgumentException">An option is out of range; the message names it, the value and what is allowed.</exception>

@@ -17,6 +17,7 @@ public abstract class SiteMethod : TargetedMethod
     {
         Validate();
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        if (FitTo(sites) is { } fitted) return fitted.Attach(backbone, seed);
         using var scope = NewDisposeScope();
         using var off = no_grad();
         PeftAdaptation adaptation = Make(backbone);
@@ -39,7 +40,25 @@ public abstract class SiteMethod : TargetedMethod
     public override long CountTrainable(Backbone backbone)
     {
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
+        if (FitTo(sites) is { } fitted) return fitted.CountTrainable(backbone);
         return CountShared(backbone, sites) + sites.Sum(site => CountSite(site, backbone.PathOf(site))) + SavedWhole(backbone).Sum(TrainedCopies.Count);
+    }
+
+    /// <summary>A copy with what the options leave to the sites; null where they leave nothing.</summary>
+    /// <param name="sites">All sites that will be adapted.</param>
+    protected virtual SiteMethod? FitTo(IReadOnlyList<WeightSite> sites) => null;
+
+    /// <summary>The largest number up to a limit that divides both widths of all sites.</summary>
+    /// <param name="sites">Sites.</param>
+    /// <param name="limit">The limit, 1 or more.</param>
+    protected static int CommonDivisor(IReadOnlyList<WeightSite> sites, int limit)
+    {
+        long common = sites.Aggregate(0L, (divisor, site) => Greatest(Greatest(divisor, Wide(site)), Narrow(site)));
+        int size = limit;
+        while (common % size != 0) size--;
+        return size;
+
+        static long Greatest(long a, long b) => b == 0 ? a : Greatest(b, a % b);
     }
 
     /// <summary>Makes the empty adaptation; methods with hooks give one of their own class.</summary>

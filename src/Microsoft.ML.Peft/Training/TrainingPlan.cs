@@ -84,7 +84,7 @@ public sealed record TrainingPlan
             WeightBytes = 4 * model.Backbone.ParameterCount,
             TrainableBytes = trained * (options.Optimizer == OptimizerKind.Sgd ? 12 : 16),
             ActivationBytes = Activations(model, options, Math.Min(options.BatchSize, train.Count), (lengths.Max() + multiple - 1) / multiple * multiple),
-            LearningRate = options.LearningRate ?? model.Adaptation?.Method.DefaultLearningRate ?? 1e-3,
+            LearningRate = options.LearningRate ?? model.Adaptation?.Method.LearningRateFor(model.Backbone, batches.TotalSteps) ?? 1e-3,
         };
     }
 

@@ -33,7 +33,7 @@ internal sealed class TrainingRun : IDisposable
     {
         (_model, _plan, _validation, _objective, _options) = (model, plan, validation, objective, options);
         PeftMethod? method = model.Adaptation?.Method;
-        _rate = options.LearningRate ?? method?.DefaultLearningRate ?? 1e-3;
+        _rate = options.LearningRate ?? method?.LearningRateFor(model.Backbone, plan.TotalSteps) ?? 1e-3;
         _schedule = options.MakeSchedule(plan.TotalSteps, _rate);
         // A fresh head learns from nothing; the method's rate is meant for what starts near the base model.
         if ((options.HeadLearningRate ?? (options.LearningRate is null ? method?.DefaultHeadLearningRate : null)) is { } headRate)

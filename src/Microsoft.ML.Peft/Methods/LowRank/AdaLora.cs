@@ -87,7 +87,7 @@ public sealed class AdaLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-3;
+    public override double DefaultLearningRate => 2e-3;
 
     /// <inheritdoc/>
     [JsonIgnore]

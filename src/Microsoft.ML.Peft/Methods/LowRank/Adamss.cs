@@ -56,6 +56,10 @@ public sealed class AdamssOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 2e-3;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "ADAMSS";
 
     /// <inheritdoc/>

@@ -43,6 +43,10 @@ public sealed class HiraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 2e-3;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "HIRA";
 
     /// <inheritdoc/>

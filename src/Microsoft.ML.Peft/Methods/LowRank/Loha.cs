@@ -34,6 +34,10 @@ public sealed class LohaOptions : LycorisMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 2e-3;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "LOHA";
 
     /// <inheritdoc/>

@@ -43,6 +43,10 @@ public sealed class LokrOptions : LycorisMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 2e-3;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "LOKR";
 
     /// <inheritdoc/>

@@ -57,6 +57,10 @@ public sealed class RandLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 1e-4;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "RANDLORA";
 
     /// <inheritdoc/>

@@ -60,7 +60,7 @@ public sealed class UniLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 5e-3;
+    public override double DefaultLearningRate => 1e-1;
 
     /// <inheritdoc/>
     [JsonIgnore]

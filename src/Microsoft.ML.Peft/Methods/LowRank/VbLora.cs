@@ -27,8 +27,11 @@ public sealed class VbLoraOptions : SiteMethod
     /// <summary>Vectors in the bank, 2 or more; at most 256 with <see cref="SaveOnlyTopkWeights"/>.</summary>
     public int NumVectors { get; set; } = 256;
 
-    /// <summary>Length of a vector; divides the widths of all adapted modules.</summary>
-    public int VectorLength { get; set; } = 256;
+    /// <summary>
+    /// Length of a vector; divides the widths of all adapted modules. Null for the largest number up to 256 that does, which the
+    /// adaptation's options then hold.
+    /// </summary>
+    public int? VectorLength { get; set; }
 
     /// <summary>Vectors mixed in a slot, 1 to <see cref="NumVectors"/>.</summary>
     public int Topk { get; set; } = 2;
@@ -83,7 +86,7 @@ public sealed class VbLoraOptions : SiteMethod
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (NumVectors < 2) throw Invalid(nameof(NumVectors), NumVectors, "2 or more");
         if (SaveOnlyTopkWeights && NumVectors > 256) throw Invalid(nameof(NumVectors), NumVectors, "2 to 256 with SaveOnlyTopkWeights, whose files keep indices as bytes");
-        if (VectorLength < 1) throw Invalid(nameof(VectorLength), VectorLength, "1 or more");
+        if (VectorLength < 1) throw Invalid(nameof(VectorLength), VectorLength, "null, or 1 or more");
         if (Topk < 1 || Topk > NumVectors) throw Invalid(nameof(Topk), Topk, $"1 to NumVectors = {NumVectors}");
         CheckShare(nameof(Dropout), Dropout);
         if (!(InitVectorBankBound > 0)) throw Invalid(nameof(InitVectorBankBound), InitVectorBankBound, "above 0");
@@ -91,8 +94,17 @@ public sealed class VbLoraOptions : SiteMethod
     }
 
     /// <inheritdoc/>
+    protected override SiteMethod? FitTo(IReadOnlyList<WeightSite> sites)
+    {
+        if (VectorLength is not null) return null;
+        var fitted = (VbLoraOptions)MemberwiseClone();
+        fitted.VectorLength = CommonDivisor(sites, 256);
+        return fitted;
+    }
+
+    /// <inheritdoc/>
     protected override void AddShared(PeftAdaptation adaptation, IReadOnlyList<WeightSite> sites, long seed) => adaptation.Add(
-        new NamedParameter(Bank, new Draws(seed, Bank).Uniform(InitVectorBankBound, NumVectors, VectorLength).to(adaptation.Backbone.Device), !OnlyTopk)
+        new NamedParameter(Bank, new Draws(seed, Bank).Uniform(InitVectorBankBound, NumVectors, VectorLength!.Value).to(adaptation.Backbone.Device), !OnlyTopk)
         {
             FileKey = "base_model." + Bank,
         });
@@ -137,14 +149,14 @@ public sealed class VbLoraOptions : SiteMethod
 
     private (long Columns, long Rows) Slots(WeightSite site, string path)
     {
-        (long rows, long columns) = (site.Weight.shape[0], site.Weight.shape[1]);
-        if (rows % VectorLength != 0 || columns % VectorLength != 0)
-            throw Invalid(nameof(VectorLength), VectorLength, $"a divisor of {rows} and {columns}, the widths of {path}");
-        return (columns / VectorLength, rows / VectorLength);
+        (long rows, long columns, int length) = (site.Weight.shape[0], site.Weight.shape[1], VectorLength!.Value);
+        if (rows % length != 0 || columns % length != 0)
+            throw Invalid(nameof(VectorLength), length, $"a divisor of {rows} and {columns}, the widths of {path}");
+        return (columns / length, rows / length);
     }
 
     /// <inheritdoc/>
-    protected override long CountShared(Backbone backbone, IReadOnlyList<WeightSite> sites) => OnlyTopk ? 0 : (long)NumVectors * VectorLength;
+    protected override long CountShared(Backbone backbone, IReadOnlyList<WeightSite> sites) => OnlyTopk ? 0 : (long)NumVectors * VectorLength!.Value;
 
     /// <inheritdoc/>
     protected override long CountSite(WeightSite site, string path)

@@ -51,6 +51,10 @@ public sealed class RoadOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override double DefaultLearningRate => 3e-3;
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     public override string? HuggingFaceType => "ROAD";
 
     /// <inheritdoc/>

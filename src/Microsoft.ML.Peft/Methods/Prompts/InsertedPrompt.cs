@@ -29,8 +29,12 @@ public enum PromptOrder
 /// <summary>Base of the prompts that are tokens of the sequence.</summary>
 public abstract class InsertedPromptMethod : PromptMethod
 {
-    /// <summary>Where the prompt enters the network.</summary>
-    public PromptInsertion Insertion { get; set; }
+    /// <summary>
+    /// Where the prompt enters the network. Null for behind the embeddings where rows begin with a token that stands for them
+    /// ([CLS]) and heads read that: a network that saw it nowhere but at its own position is thrown far off by prompts in front
+    /// of it. Else among the words.
+    /// </summary>
+    public PromptInsertion? Insertion { get; set; }
 
     /// <summary>Where the prompt stands in a row.</summary>
     public PromptOrder Order { get; set; }
@@ -54,7 +58,7 @@ public abstract class InsertedPromptMethod : PromptMethod
     public override void Validate()
     {
         base.Validate();
-        if (!Enum.IsDefined(Insertion)) throw Invalid(nameof(Insertion), Insertion, string.Join(", ", Enum.GetNames<PromptInsertion>()));
+        if (Insertion is { } insertion && !Enum.IsDefined(insertion)) throw Invalid(nameof(Insertion), insertion, string.Join(", ", Enum.GetNames<PromptInsertion>()) + " or null");
         if (!Enum.IsDefined(Order)) throw Invalid(nameof(Order), Order, string.Join(", ", Enum.GetNames<PromptOrder>()));
         CheckShare(nameof(Dropout), Dropout);
         if (Submodules is < 1 or > 2) throw Invalid(nameof(Submodules), Submodules, "1, 2 or null");
@@ -62,7 +66,7 @@ public abstract class InsertedPromptMethod : PromptMethod
 
     /// <inheritdoc/>
     public override bool FitsHuggingFace(Backbone backbone) => HuggingFaceType is not null
-        && Insertion == PromptInsertion.WordEmbedding && Order == PromptOrder.Front && (HeadReadsPrompt || backbone.LeadingTokens == 0);
+        && AmongWords(backbone) && Order == PromptOrder.Front && (HeadReadsPrompt || backbone.LeadingTokens == 0);
 
     /// <inheritdoc/>
     protected sealed override void Build(PeftAdaptation adaptation, long seed)
@@ -86,9 +90,12 @@ public abstract class InsertedPromptMethod : PromptMethod
     private protected long Rows(Backbone backbone) => (long)Length * Tables(backbone);
 
     /// <summary>Width of what the prompt stands among.</summary>
-    private protected long Width(Backbone backbone) => Insertion == PromptInsertion.WordEmbedding
+    private protected long Width(Backbone backbone) => AmongWords(backbone)
         && backbone.Sites.OfType<Embedding>().FirstOrDefault(s => s.Role == SiteRole.WordEmbedding) is { } words
         ? words.Weight.shape[1] : backbone.Config.HiddenSize;
+
+    private bool AmongWords(Backbone backbone) => Insertion is { } given
+        ? given == PromptInsertion.WordEmbedding : HeadReadsPrompt || backbone.LeadingTokens == 0;
 
     private int Tables(Backbone backbone) => Submodules ?? (PromptPlaces.HasDecoder(backbone) ? 2 : 1);
 
@@ -96,7 +103,7 @@ public abstract class InsertedPromptMethod : PromptMethod
     {
         if (Order == PromptOrder.AfterFirst && backbone.LeadingTokens == 0)
             throw Invalid(nameof(Order), Order, $"{PromptOrder.Front}: a {backbone.Config.ModelType} backbone has no first token that stands for the row");
-        IReadOnlyList<Sequence> places = PromptPlaces.Sequences(backbone, Insertion == PromptInsertion.WordEmbedding);
+        IReadOnlyList<Sequence> places = PromptPlaces.Sequences(backbone, AmongWords(backbone));
         return places.Count > 0 ? places : throw new ArgumentException($"A {backbone.Config.ModelType} backbone has no sequence that a prompt could be put into.");
     }
 

@@ -50,6 +50,10 @@ public sealed class TrainableTokensOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
+    public override IReadOnlyList<string> ExampleSettings => ["tokenIndices=101,102"];                     // [CLS] and [SEP]
+
+    /// <inheritdoc/>
+    [JsonIgnore]
     protected override (bool Exclude, bool Layers) TargetFields => (false, false);
 
     [JsonIgnore]

@@ -41,7 +41,7 @@ public sealed class LofitOptions : PeftMethod
     public string[] Heads { get; set; } = [];
 
     /// <summary>λ of the first stage's penalty, 0 or more.</summary>
-    public double Penalty { get; set; } = 1e-3;
+    public double Penalty { get; set; } = 1e-4;
 
     /// <summary>Standard deviation of the initial values, 0 or more; with 0 a fresh adaptation is the base model.</summary>
     public double InitDeviation { get; set; } = 1e-3;

@@ -18,8 +18,14 @@ public sealed class LotteryTicketOptions : PeftMethod
     /// <summary>K: how many numbers are kept, at most as many as there are.</summary>
     public long Count { get; set; } = 100_000;
 
-    /// <summary>Optimizer steps of the first phase; null for half of the run.</summary>
+    /// <summary>Optimizer steps of the first phase; null for a quarter of the run.</summary>
     public long? FirstSteps { get; set; }
+
+    /// <summary>
+    /// How many times the rate of the first phase, at its start, the second begins with, above 0; null for <c>√(N/K)</c>, with which
+    /// a step of the K numbers is as long as one of all N. 1 as in the paper, whose phases are thousands of steps long.
+    /// </summary>
+    public double? SecondRateFactor { get; set; }
 
     /// <summary>λ of <c>λ Σ|θ − θ₀| / N</c> in the loss, 0 or more; 0.1 is usual for languages.</summary>
     public double Penalty { get; set; }
@@ -56,6 +62,7 @@ public sealed class LotteryTicketOptions : PeftMethod
     {
         if (Count < 1) throw Invalid(nameof(Count), Count, "1 or more");
         if (FirstSteps is < 1) throw Invalid(nameof(FirstSteps), FirstSteps, "null, or 1 or more");
+        if (SecondRateFactor is { } factor && !(factor > 0 && double.IsFinite(factor))) throw Invalid(nameof(SecondRateFactor), factor, "null, or a finite number above 0");
         if (!(Penalty >= 0) || !double.IsFinite(Penalty)) throw Invalid(nameof(Penalty), Penalty, "0 or more");
     }
 

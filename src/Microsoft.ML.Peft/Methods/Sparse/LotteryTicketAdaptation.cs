@@ -62,13 +62,24 @@ internal sealed class LotteryTicketAdaptation : PeftAdaptation
     {
         using var scope = NewDisposeScope();
         using var off = no_grad();
-        if (_steps is null || !InSecondPhase) return;
-        foreach ((NamedParameter change, NamedParameter mask) in _dense) change.Value.grad?.mul_(mask.Value);
+        if (_steps is null || _steps.Value.item<long>() < FirstSteps) return;
+        double factor = SecondRateFactor();
+        foreach ((NamedParameter change, NamedParameter mask) in _dense)
+        {
+            change.Value.grad?.mul_(mask.Value);
+            change.RateFactor = factor;
+        }
     }
 
-    private bool InSecondPhase => _steps!.Value.item<long>() >= FirstSteps;
+    private long FirstSteps => Options.FirstSteps ?? Math.Max(1, (_total ?? 4) / 4);
 
-    private long FirstSteps => Options.FirstSteps ?? Math.Max(1, (_total ?? 2) / 2);
+    // The second phase begins at the full rate again: a schedule that falls to 0 over the run has come down by the first. And a
+    // step of K of N numbers is as long as one of all where each goes √(N/K) as far.
+    private double SecondRateFactor()
+    {
+        double left = _total is { } total ? (double)total / (total - FirstSteps) : 1;
+        return left * (Options.SecondRateFactor ?? Math.Sqrt((double)_dense.Sum(d => d.Change.Value.numel()) / Options.Count));
+    }
 
     public override void AfterStep(long step)
     {

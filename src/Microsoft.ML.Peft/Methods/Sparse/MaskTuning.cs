@@ -64,6 +64,11 @@ public sealed class MaskTuningOptions : SiteMethod
     [JsonIgnore]
     public override double DefaultLearningRate => 1e-3;
 
+    /// <summary>The default rate in every run: it is measured by the way from the first score to the threshold.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <param name="steps">Optimizer steps of the run.</param>
+    public override double LearningRateFor(Backbone backbone, long steps) => DefaultLearningRate;
+
     /// <inheritdoc/>
     [JsonIgnore]
     public override string Formula => "in · out a site";

@@ -16,8 +16,11 @@ namespace Microsoft.ML.Peft.Methods;
 /// </summary>
 public sealed class C3aOptions : SiteMethod
 {
-    /// <summary>Width n of the blocks; must divide both sides of every target's weight.</summary>
-    public int BlockSize { get; set; } = 256;
+    /// <summary>
+    /// Width n of the blocks; must divide both sides of every target's weight. Null for the largest number up to 256 that does,
+    /// which the adaptation's options then hold.
+    /// </summary>
+    public int? BlockSize { get; set; }
 
     /// <summary>Other widths for some modules: regular expressions of the path's end, first match wins.</summary>
     public OrderedDictionary<string, int> BlockSizePattern { get; set; } = [];
@@ -64,16 +67,25 @@ public sealed class C3aOptions : SiteMethod
     public override void Validate()
     {
         base.Validate();
-        if (BlockSize < 1) throw Invalid(nameof(BlockSize), BlockSize, "1 or more");
+        if (BlockSize < 1) throw Invalid(nameof(BlockSize), BlockSize, "null, or 1 or more");
         foreach ((string key, int size) in BlockSizePattern)
             if (size < 1) throw Invalid($"{nameof(BlockSizePattern)}['{key}']", size, "1 or more");
         if (Init is not ("xavier_uniform" or "kaiming_uniform" or "gaussian" or "zeros"))
             throw Invalid(nameof(Init), $"'{Init}'", "xavier_uniform, kaiming_uniform, gaussian or zeros");
     }
 
+    /// <inheritdoc/>
+    protected override SiteMethod? FitTo(IReadOnlyList<WeightSite> sites)
+    {
+        if (BlockSize is not null) return null;
+        var fitted = (C3aOptions)MemberwiseClone();
+        fitted.BlockSize = CommonDivisor(sites, 256);
+        return fitted;
+    }
+
     private long SizeAt(WeightSite site, string path)
     {
-        long size = TargetMatcher.FirstKey(BlockSizePattern.Keys, path) is { } key ? BlockSizePattern[key] : BlockSize;
+        long size = TargetMatcher.FirstKey(BlockSizePattern.Keys, path) is { } key ? BlockSizePattern[key] : BlockSize!.Value;
         if (Wide(site) % size == 0 && Narrow(site) % size == 0) return size;
         (long a, long b) = (Wide(site), Narrow(site));
         while (b != 0) (a, b) = (b, a % b);
