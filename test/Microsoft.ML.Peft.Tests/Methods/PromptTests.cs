@@ -228,7 +228,7 @@ public class PromptTests
         Refused(() => Attach(new CptOptions { TokenIds = [1, 2], TokenTypes = [1] }, gpt2), "TokenTypes");
         Refused(() => Attach(new AdaptionPromptOptions { AdapterLayers = 3 }, gpt2), "AdapterLayers", "at most 2");
         Refused(() => Attach(new MultitaskPromptTuningOptions { Tasks = 2, Task = 2 }, bert), "Task");
-        foreach (PeftMethod method in (PeftMethod[])[new PromptTuningOptions { Length = 12 }, new PrefixTuningOptions { Length = 12, ShiftPositions = true }])
+        foreach (PeftMethod method in (PeftMethod[])[new PromptTuningOptions { Length = 12, Insertion = PromptInsertion.WordEmbedding }, new PrefixTuningOptions { Length = 12, ShiftPositions = true }])
         {
             using PeftAdaptation worn = method.Attach(bert, 0);
             Refused(() => Run(bert, worn, Batch()), "9 tokens", "12 of a prompt", "20");

@@ -21,7 +21,7 @@ public sealed class CptOptions : InsertedPromptMethod
     private const double Least = 1e-10;
 
     /// <summary>Makes the options with a prompt of one token, to be replaced.</summary>
-    public CptOptions() => TokenIds = [0];
+    public CptOptions() => (TokenIds, Insertion) = ([0], PromptInsertion.WordEmbedding);
 
     /// <summary>Token ids of the context.</summary>
     public int[] TokenIds

@@ -50,7 +50,7 @@ public sealed class PTuningOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-3;
+    public override double DefaultLearningRate => 2e-4;
 
     /// <inheritdoc/>
     [JsonIgnore]

@@ -41,6 +41,10 @@ internal static class PromptStart
         }
     }
 
+    /// <summary>Rows of the word table where they fit, else random numbers.</summary>
+    public static PromptInit Usual(Backbone backbone, long width) =>
+        backbone.Sites.OfType<Embedding>().Any(s => s.Role == SiteRole.WordEmbedding && s.Weight.shape[1] == width) ? PromptInit.SampleVocabulary : PromptInit.Random;
+
     /// <summary>Rows of the word table in float32.</summary>
     public static Tensor Words(Backbone backbone, long[] ids, long width)
     {

@@ -15,8 +15,8 @@ namespace Microsoft.ML.Peft.Methods;
 /// </summary>
 public sealed partial class PromptTuningOptions : InsertedPromptMethod
 {
-    /// <summary>How the rows start.</summary>
-    public PromptInit Init { get; set; }
+    /// <summary>How the rows start; null for <see cref="PromptInit.SampleVocabulary"/> where words are as wide as the rows, else random.</summary>
+    public PromptInit? Init { get; set; }
 
     /// <summary>Text of <see cref="PromptInit.Text"/>, read by the tokenizer in <see cref="Tokenizer"/>.</summary>
     public string? InitText { get; set; }
@@ -43,7 +43,7 @@ public sealed partial class PromptTuningOptions : InsertedPromptMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 2e-2;
+    public override double DefaultLearningRate => Init is PromptInit.Random or PromptInit.Uniform ? 2e-2 : 1e-3;
 
     /// <inheritdoc/>
     [JsonIgnore]
@@ -56,7 +56,7 @@ public sealed partial class PromptTuningOptions : InsertedPromptMethod
     public override void Validate()
     {
         base.Validate();
-        if (!Enum.IsDefined(Init)) throw Invalid(nameof(Init), Init, string.Join(", ", Enum.GetNames<PromptInit>()));
+        if (Init is { } init && !Enum.IsDefined(init)) throw Invalid(nameof(Init), init, string.Join(", ", Enum.GetNames<PromptInit>()) + " or null");
         if (SampleFrom < 0) throw Invalid(nameof(SampleFrom), SampleFrom, "0 for all, or the number of rows");
         if (Name is { } name && (name.Length == 0 || name.Contains('.'))) throw Invalid(nameof(Name), $"'{name}'", "a name without dots, or null");
         if (Init == PromptInit.Text && InitTokenIds.Length == 0 && InitText is null)
@@ -70,7 +70,7 @@ public sealed partial class PromptTuningOptions : InsertedPromptMethod
     private protected override PromptRows AddRows(PeftAdaptation adaptation, long rows, long width, long seed)
     {
         string name = Name is null ? TableName : $"{HubNames.Prefix(adaptation.Backbone)}.prompt_tuning.prompt_tunings.{Name}.prompt_embedding.weight";
-        Tensor start = PromptStart.Rows(adaptation.Backbone, Init, name, seed, rows, width, Tokens, SampleFrom);
+        Tensor start = PromptStart.Rows(adaptation.Backbone, Init ?? PromptStart.Usual(adaptation.Backbone, width), name, seed, rows, width, Tokens, SampleFrom);
         NamedParameter table = Add(adaptation, name, start, key: Name is null ? TableKey : name);
         return _ => table.Value;
     }

@@ -46,7 +46,7 @@ public sealed class TrainableTokensOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-3;
+    public override double DefaultLearningRate => 5e-3;
 
     /// <inheritdoc/>
     [JsonIgnore]
