@@ -24,7 +24,7 @@ internal static class TrainCommand
     private static readonly Option<string> _method = new("--method") { Description = "Method: see 'peft methods'.", DefaultValueFactory = _ => "lora" };
     private static readonly Option<string[]> _set = new("--set") { Description = "Option of the method, NAME=VALUE; may be given again.", AllowMultipleArgumentsPerToken = true };
     private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 3 };
-    private static readonly Option<double?> _rate = new("--learning-rate") { Description = "Highest learning rate; the method's own where none is given." };
+    private static readonly Option<double?> _rate = new("--learning-rate") { Description = "Highest learning rate; the method's own, higher in short runs, where none is given." };
     private static readonly Option<double?> _headRate = new("--head-learning-rate") { Description = "Highest learning rate of the head; that of --learning-rate where only that is given." };
     private static readonly Option<int> _batch = new("--batch") { Description = "Rows in a batch.", DefaultValueFactory = _ => 16 };
     private static readonly Option<int> _accumulate = new("--accumulate") { Description = "Batches in an optimizer step.", DefaultValueFactory = _ => 1 };

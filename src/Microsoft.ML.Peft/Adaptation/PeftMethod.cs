@@ -36,7 +36,7 @@ public abstract class PeftMethod
     /// <summary>
     /// Learning rate of a run where the user names none: <see cref="DefaultLearningRate"/>, times <c>√(1000/steps)</c> for shorter
     /// runs (of 125 steps and less alike) and times <c>768/width</c> for narrower networks (192 and less alike), but not
-    /// raised above 0.02. Adam moves each weight by about the rate at a step: fewer steps go less far, and fewer inputs add
+    /// raised above <see cref="HighestLearningRate"/>. Adam moves each weight by about the rate at a step: fewer steps go less far, and fewer inputs add
     /// up to less.
     /// </summary>
     /// <param name="backbone">The frozen network.</param>
@@ -44,8 +44,11 @@ public abstract class PeftMethod
     public virtual double LearningRateFor(Backbone backbone, long steps)
     {
         double shortness = Math.Sqrt(Math.Clamp(1000.0 / Math.Max(1, steps), 1, 8)), narrowness = Math.Clamp(768.0 / backbone.Config.HiddenSize, 1, 4);
-        return Math.Max(DefaultLearningRate, Math.Min(2e-2, DefaultLearningRate * shortness * narrowness));
+        return Math.Min(HighestLearningRate, DefaultLearningRate * shortness * narrowness);
     }
+
+    /// <summary>What <see cref="LearningRateFor"/> does not go above: 0.02, or the default where that is more.</summary>
+    protected virtual double HighestLearningRate => Math.Max(DefaultLearningRate, 2e-2);
 
     /// <summary>
     /// What must be set before the method can be tried at all, <c>name=value</c>, as an example that fits BERT's vocabularies; empty

@@ -35,7 +35,7 @@ public sealed class TrainingOptions
     /// <summary>The optimizer.</summary>
     public OptimizerKind Optimizer { get; set; } = OptimizerKind.AdamW;
 
-    /// <summary>Highest learning rate; null for the method's own.</summary>
+    /// <summary>Highest learning rate; null for the method's own, <see cref="Adaptation.PeftMethod.LearningRateFor"/>.</summary>
     public double? LearningRate { get; set; }
 
     /// <summary>

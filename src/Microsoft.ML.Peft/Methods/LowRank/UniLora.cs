@@ -60,7 +60,10 @@ public sealed class UniLoraOptions : SiteMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-1;
+    public override double DefaultLearningRate => 2e-2;
+
+    /// <inheritdoc/>
+    protected override double HighestLearningRate => 1e-1;
 
     /// <inheritdoc/>
     [JsonIgnore]

@@ -64,10 +64,9 @@ public sealed class MaskTuningOptions : SiteMethod
     [JsonIgnore]
     public override double DefaultLearningRate => 1e-3;
 
-    /// <summary>The default rate in every run: it is measured by the way from the first score to the threshold.</summary>
-    /// <param name="backbone">The frozen network.</param>
-    /// <param name="steps">Optimizer steps of the run.</param>
-    public override double LearningRateFor(Backbone backbone, long steps) => DefaultLearningRate;
+    // The way from the first score to the threshold is what counts, in long and short runs alike.
+    /// <inheritdoc/>
+    protected override double HighestLearningRate => DefaultLearningRate;
 
     /// <inheritdoc/>
     [JsonIgnore]

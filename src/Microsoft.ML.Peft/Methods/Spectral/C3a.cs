@@ -52,6 +52,9 @@ public sealed class C3aOptions : SiteMethod
     public override double DefaultLearningRate => 1e-1;
 
     /// <inheritdoc/>
+    protected override double HighestLearningRate => 3e-1;
+
+    /// <inheritdoc/>
     [JsonIgnore]
     protected override (bool Exclude, bool Layers) TargetFields => (false, true);
 

@@ -48,7 +48,7 @@ public sealed class WaveFtOptions : SpectralMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public override double DefaultLearningRate => 1e-2;
+    public override double DefaultLearningRate => 2e-4;
 
     /// <inheritdoc/>
     [JsonIgnore]
