@@ -2,6 +2,7 @@
 
 using System.Buffers.Binary;
 using System.IO.Compression;
+using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.AssetTool.Formula;
 
@@ -29,6 +30,32 @@ internal sealed record ImageSet(float[] Pixels, int[] Labels)
                     for (int c = 0; c < 3; c++)
                         pixels[(i * 3 + c) * plane + (y + top) * side + x + left] = picture[16 + (i * height + y) * width + x] / 127.5f - 1;
         return new ImageSet(pixels, [.. label.Skip(8).Take(count).Select(b => (int)b)]);
+    }
+
+    /// <summary>Reads a zip of pictures in class folders; each is resized to the side wanted.</summary>
+    /// <param name="zip">The zip; the folder above a file is its class.</param>
+    /// <param name="side">Width and height wanted.</param>
+    /// <param name="most">Images to read at most, the same number of each class.</param>
+    public static ImageSet Pictures(string zip, int side, int most)
+    {
+        using ZipArchive archive = ZipFile.OpenRead(zip);
+        IGrouping<string, ZipArchiveEntry>[] classes = [.. archive.Entries.Where(e => e.Length > 0).OrderBy(e => e.FullName, StringComparer.Ordinal).GroupBy(e => Path.GetDirectoryName(e.FullName)!)];
+        var pixels = new List<float>();
+        var labels = new List<int>();
+        for (int label = 0; label < classes.Length; label++)
+        {
+            foreach (ZipArchiveEntry entry in classes[label].Take(most / classes.Length))
+            {
+                using Stream stream = entry.Open();
+                using var memory = new MemoryStream();
+                stream.CopyTo(memory);
+                PixelImage image = ImageResizer.Resize(ImageReader.Read(memory.ToArray(), entry.FullName), side, side, ResizeFilter.Bilinear);
+                for (int c = 0; c < 3; c++)
+                    for (int i = 0; i < side * side; i++) pixels.Add(image.Pixels[i * 3 + c] / 127.5f - 1);
+                labels.Add(label);
+            }
+        }
+        return new ImageSet([.. pixels], [.. labels]);
     }
 
     private static byte[] Unpack(string path)

@@ -107,7 +107,8 @@ internal sealed class Pretraining(PretrainingPlan plan, string folder)
         foreach (NamedParameter parameter in model.Parameters.Where(p => p.Name.StartsWith("vit.", StringComparison.Ordinal)))
             writer.Add(parameter.Name, parameter.Value.detach().cpu().to_type(ScalarType.Float16));
         writer.Save(Path.Combine(folder, "model.safetensors"));
-        File.WriteAllText(Path.Combine(folder, "config.json"), plan.Config().ToString());
+        File.WriteAllText(Path.Combine(folder, "config.json"), plan.Config() + "\n");
+        File.WriteAllText(Path.Combine(folder, "preprocessor_config.json"), plan.Processor() + "\n");
         Console.WriteLine($"{folder}: step {step}, {new FileInfo(Path.Combine(folder, "model.safetensors")).Length} bytes");
     }
 

@@ -108,4 +108,19 @@ internal sealed record PretrainingPlan
         ["layer_norm_eps"] = 1e-6,
         ["qkv_bias"] = true,
     };
+
+    /// <summary>The preprocessor_config.json: the whole image in the network's size, from -1 to 1.</summary>
+    public JsonObject Processor() => new()
+    {
+        ["image_processor_type"] = "ViTImageProcessor",
+        ["do_convert_rgb"] = true,
+        ["do_resize"] = true,
+        ["size"] = new JsonObject { ["height"] = Side, ["width"] = Side },
+        ["resample"] = 2,
+        ["do_rescale"] = true,
+        ["rescale_factor"] = 1 / 255.0,
+        ["do_normalize"] = true,
+        ["image_mean"] = new JsonArray(0.5, 0.5, 0.5),
+        ["image_std"] = new JsonArray(0.5, 0.5, 0.5),
+    };
 }

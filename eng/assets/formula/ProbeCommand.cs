@@ -15,9 +15,16 @@ internal static class ProbeCommand
     {
         using Backbone backbone = Open(folder);
         int side = (int)backbone.Config.Raw["image_size"]!;
-        ImageSet Read(string part) => ImageSet.Idx(
-            Path.Combine(set, $"{part}-images-idx3-ubyte.gz"), Path.Combine(set, $"{part}-labels-idx1-ubyte.gz"), side, part == "train" ? TrainRows : TestRows);
-        ImageSet train = Read("train"), test = Read("t10k");
+        bool zipped = File.Exists(Path.Combine(set, "train.zip"));
+        ImageSet Read(bool seen)
+        {
+            int most = seen ? TrainRows : TestRows;
+            string part = seen ? "train" : zipped ? "test" : "t10k";
+            return zipped
+                ? ImageSet.Pictures(Path.Combine(set, part + ".zip"), side, most)
+                : ImageSet.Idx(Path.Combine(set, $"{part}-images-idx3-ubyte.gz"), Path.Combine(set, $"{part}-labels-idx1-ubyte.gz"), side, most);
+        }
+        ImageSet train = Read(true), test = Read(false);
         Console.WriteLine(string.Create(CultureInfo.InvariantCulture,
             $"{Path.GetFileName(set)}: class token {LinearProbe.Accuracy(backbone, train, test, mean: false):0.000}, mean of patches {LinearProbe.Accuracy(backbone, train, test, mean: true):0.000} ({folder}, {train.Labels.Length} rows)"));
     }
