@@ -48,6 +48,18 @@ internal static class OutputShapes
             throw Mismatch("text", name, "String", Describe(column), "Text columns hold one string a row.");
     }
 
+    /// <summary>Refuses an input shape without a column of one of several kinds.</summary>
+    /// <param name="input">Shape of the input.</param>
+    /// <param name="name">Name of the column.</param>
+    /// <param name="role">Its role, for messages.</param>
+    /// <param name="fits">Says whether a column is of one of the kinds.</param>
+    /// <param name="expected">The kinds, for messages.</param>
+    public static void CheckColumn(SchemaShape input, string name, string role, Func<SchemaShape.Column, bool> fits, string expected)
+    {
+        SchemaShape.Column column = Find(input, name, role);
+        if (!fits(column)) throw Mismatch(role, name, expected, Describe(column), "");
+    }
+
     private static SchemaShape.Column Find(SchemaShape shape, string name, string role)
     {
         foreach (SchemaShape.Column column in shape) if (column.Name == name) return column;
@@ -87,5 +99,5 @@ internal static class OutputShapes
         $"{(column.Kind == VectorKind.Scalar ? "" : column.Kind + " of ")}{(column.IsKey ? $"Key<{column.ItemType}>" : column.ItemType)}";
 
     private static ArgumentOutOfRangeException Mismatch(string role, string name, string expected, string found, string advice) =>
-        new("inputSchema", $"Schema mismatch for {role} column '{name}': expected {expected}, got {found}. {advice}");
+        new("inputSchema", $"Schema mismatch for {role} column '{name}': expected {expected}, got {found}.{(advice.Length == 0 ? "" : " " + advice)}");
 }

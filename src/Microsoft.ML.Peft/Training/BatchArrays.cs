@@ -40,6 +40,9 @@ internal sealed class BatchArrays
 
     public bool Padded { get; private set; }
 
+    /// <summary>True to fit the network's position table to inputs of another size.</summary>
+    public bool FitsPositions => Rows[0].Input is { FitsPositions: true };
+
     /// <summary>Tokens of the rows, padding left out.</summary>
     public long RealTokens { get; private set; }
 
@@ -97,30 +100,33 @@ internal sealed class BatchArrays
         int size = shape.Aggregate(1, (a, b) => checked(a * b));
         Shape = [Rows.Count, .. shape];
         Values = new float[checked(Rows.Count * size)];
-        Each(r => Rows[r].Input!.Make(draw?.Of(Rows[r]), found => found.AsSpan().SequenceEqual(shape)
+        Each(r => Rows[r].Input!.Make(draw?.Of(Rows[r]), (found, _) => found.AsSpan().SequenceEqual(shape)
             ? Values.AsSpan(r * size, size)
             : throw Unlike(found, shape)));
     }
 
     private void ReadAndPad(TrainingDraw? draw)
     {
-        var made = new (float[] Values, int[] Shape)[Rows.Count];
-        Each(r => Rows[r].Input!.Make(draw?.Of(Rows[r]), shape =>
+        var made = new (float[] Values, int[] Shape, int Real)[Rows.Count];
+        Each(r => Rows[r].Input!.Make(draw?.Of(Rows[r]), (shape, real) =>
         {
-            made[r] = (new float[shape.Aggregate(1, (a, b) => checked(a * b))], [.. shape]);
+            made[r] = (new float[shape.Aggregate(1, (a, b) => checked(a * b))], [.. shape], real ?? shape[0]);
             return made[r].Values;
         }));
+        ExampleInput first = Rows[0].Input!;
         int longest = made.Max(m => m.Shape[0]), rest = made[0].Values.Length / Math.Max(1, made[0].Shape[0]);
-        foreach ((_, int[] shape) in made)
+        foreach ((_, int[] shape, _) in made)
             if (!shape.AsSpan(1).SequenceEqual(made[0].Shape.AsSpan(1))) throw Unlike(shape, made[0].Shape);
         Shape = [Rows.Count, longest, .. made[0].Shape.Skip(1)];
         Values = new float[checked(Rows.Count * longest * rest)];
-        Padded = Rows[0].Input!.Masked && made.Any(m => m.Shape[0] < longest);
+        Padded = first.Masked && made.Any(m => m.Real < longest);
         if (Padded) Mask = new long[Rows.Count * longest];
         for (int r = 0; r < made.Length; r++)
         {
-            made[r].Values.CopyTo(Values, r * longest * rest);
-            if (Padded) Mask.AsSpan(r * longest, made[r].Shape[0]).Fill(1);
+            Span<float> place = Values.AsSpan(r * longest * rest, longest * rest);
+            made[r].Values.CopyTo(place);
+            place[made[r].Values.Length..].Fill(first.Padding);
+            if (Padded) Mask.AsSpan(r * longest, made[r].Real).Fill(1);
         }
     }
 

@@ -70,8 +70,8 @@ public sealed class MiniBatch
         {
             Tensor values = On(tensor(arrays.Values, arrays.Shape));
             return arrays.Kind == BackboneInput.Images
-                ? TokenBatch.OfImages(values)
-                : TokenBatch.OfSound(values, arrays.Padded ? On(tensor(arrays.Mask, [arrays.Shape[0], arrays.Shape[1]])) : null);
+                ? TokenBatch.OfImages(values, arrays.FitsPositions)
+                : TokenBatch.OfSound(values, arrays.Padded ? On(tensor(arrays.Mask, [arrays.Shape[0], arrays.Shape[1]])) : null) with { InterpolatePositions = arrays.FitsPositions };
         }
         long[] shape = [arrays.Rows.Count, arrays.Tokens];
         Tensor Make(long[] numbers) => On(tensor(numbers, shape));

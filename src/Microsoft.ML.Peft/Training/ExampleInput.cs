@@ -4,8 +4,9 @@ namespace Microsoft.ML.Peft.Training;
 
 /// <summary>Gives the place that a row's numbers are written to.</summary>
 /// <param name="shape">Shape of the numbers, without the batch.</param>
+/// <param name="real">How many samples or frames are real, where the row itself ends in padding; null for all.</param>
 /// <returns>As many numbers as the shape has, all 0.</returns>
-public delegate Span<float> InputPlace(params int[] shape);
+public delegate Span<float> InputPlace(int[] shape, int? real = null);
 
 /// <summary>
 /// What a row is that is no text: an image or a sound. Its numbers are made when a batch is assembled, by many threads at
@@ -19,8 +20,17 @@ public abstract class ExampleInput
     /// <summary>Shape of the numbers without the batch, where it is known before they are made; else null.</summary>
     public virtual IReadOnlyList<int>? Shape => null;
 
-    /// <summary>True where rows of other lengths may share a batch, because the network is told what is padding.</summary>
+    /// <summary>True where the network is told what is padding.</summary>
     public virtual bool Masked => false;
+
+    /// <summary>False where padding would change what the network makes of a row, so that only rows of one length may be scored together.</summary>
+    public virtual bool StandsAlone => true;
+
+    /// <summary>What shorter rows are padded with.</summary>
+    public virtual float Padding => 0;
+
+    /// <summary>True to fit the network's position table to inputs of another size than its own.</summary>
+    public virtual bool FitsPositions => false;
 
     /// <summary>True where training sees other numbers at each draw (augmentation).</summary>
     public virtual bool Varies => false;

@@ -31,6 +31,12 @@ public sealed class AudioProcessor
     /// <summary>Samples or frames of every row; null where a row is as long as its sound.</summary>
     public int? Length => _front.Length;
 
+    /// <summary>True where the network is told what is padding.</summary>
+    public bool Masked => _front.Masked;
+
+    /// <summary>What rows are padded with.</summary>
+    public float Padding => _front.Padding;
+
     /// <summary>
     /// True where what the network makes of a sound does not depend on the other sounds of its batch. Where it is false (wav2vec
     /// 2.0 without attention mask), batches should hold sounds of one length, or a length should be given.

@@ -48,7 +48,7 @@ internal static class LengthBatches
 
     // Padding that a network takes for silence would change the scores of the rows beside it.
     private static bool Fits(Example first, Example longest, int count) => (long)count * longest.Length <= TokensABatch
-        && (longest.Input is not { } input || (count <= RowsABatch && (input.Masked || input.Shape is not null || longest.Length == first.Length)));
+        && (longest.Input is not { } input || (count <= RowsABatch && (input.StandsAlone || longest.Length == first.Length)));
 
     private static BatchArrays Assemble(Backbone backbone, Example[] rows, bool skip)
     {

@@ -1,0 +1,90 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Methods;
+using Microsoft.ML.Peft.Tasks;
+using Microsoft.ML.Peft.Training;
+
+namespace Microsoft.ML;
+
+public sealed partial class PeftCatalog
+{
+    /// <summary>Fine-tunes a classifier of sounds by LoRA (Hu et al. 2022, arXiv 2106.09685).</summary>
+    /// <param name="backboneFolder">Hugging Face folder of a network that hears; none is embedded.</param>
+    /// <param name="labelColumnName">Label column: key or Boolean.</param>
+    /// <param name="scoreColumnName">Score column that is added.</param>
+    /// <param name="predictedLabelColumnName">Predicted-label column that is added.</param>
+    /// <param name="audioColumnName">Column with paths, bytes of files, or samples.</param>
+    /// <param name="rank">Rank of the update; higher fits finer and stores more.</param>
+    /// <param name="alpha">Scaling numerator; the update is scaled by alpha / rank.</param>
+    /// <param name="dropout">Dropout on the adapter's input while training.</param>
+    /// <param name="batchSize">Rows in a batch.</param>
+    /// <param name="maxEpochs">Passes over the data.</param>
+    /// <param name="learningRate">Highest learning rate.</param>
+    /// <param name="sampleRate">Samples a second, where the column holds samples.</param>
+    /// <param name="validationSet">Rows to evaluate on while training, or null.</param>
+    /// <exception cref="ArgumentException">An argument is out of range.</exception>
+    public AudioClassificationTrainer LoraAudioClassification(
+        string backboneFolder,
+        string labelColumnName = "Label",
+        string scoreColumnName = "Score",
+        string predictedLabelColumnName = "PredictedLabel",
+        string audioColumnName = "Audio",
+        int rank = 8,
+        double alpha = 16,
+        double dropout = 0.05,
+        int batchSize = 16,
+        int maxEpochs = 3,
+        double learningRate = 5e-4,
+        int? sampleRate = null,
+        IDataView? validationSet = null) =>
+        AudioClassification(
+            backboneFolder, new LoraOptions { Rank = rank, Alpha = alpha, Dropout = dropout },
+            labelColumnName, scoreColumnName, predictedLabelColumnName, audioColumnName, batchSize, maxEpochs, learningRate, sampleRate, validationSet);
+
+    /// <summary>Fine-tunes a classifier of sounds by any method.</summary>
+    /// <param name="backboneFolder">Hugging Face folder of a network that hears; none is embedded.</param>
+    /// <param name="method">The method with its options; null for LoRA.</param>
+    /// <param name="labelColumnName">Label column: key or Boolean.</param>
+    /// <param name="scoreColumnName">Score column that is added.</param>
+    /// <param name="predictedLabelColumnName">Predicted-label column that is added.</param>
+    /// <param name="audioColumnName">Column with paths, bytes of files, or samples.</param>
+    /// <param name="batchSize">Rows in a batch.</param>
+    /// <param name="maxEpochs">Passes over the data.</param>
+    /// <param name="learningRate">Highest learning rate; null for what suits the method.</param>
+    /// <param name="sampleRate">Samples a second, where the column holds samples.</param>
+    /// <param name="validationSet">Rows to evaluate on while training, or null.</param>
+    /// <exception cref="ArgumentException">An argument is out of range.</exception>
+    public AudioClassificationTrainer AudioClassification(
+        string backboneFolder,
+        PeftMethod? method = null,
+        string labelColumnName = "Label",
+        string scoreColumnName = "Score",
+        string predictedLabelColumnName = "PredictedLabel",
+        string audioColumnName = "Audio",
+        int batchSize = 16,
+        int maxEpochs = 3,
+        double? learningRate = null,
+        int? sampleRate = null,
+        IDataView? validationSet = null)
+    {
+        var options = new AudioClassificationOptions
+        {
+            LabelColumnName = labelColumnName,
+            ScoreColumnName = scoreColumnName,
+            PredictedLabelColumnName = predictedLabelColumnName,
+            AudioColumnName = audioColumnName,
+            SampleRate = sampleRate,
+            BackboneFolder = backboneFolder,
+            ValidationSet = validationSet,
+            Training = new TrainingOptions { BatchSize = batchSize, Epochs = maxEpochs, LearningRate = learningRate },
+        };
+        if (method is not null) options.Method = method;
+        return AudioClassification(options);
+    }
+
+    /// <summary>Fine-tunes a classifier of sounds with all options.</summary>
+    /// <param name="options">All options.</param>
+    /// <exception cref="ArgumentException">An option is out of range.</exception>
+    public AudioClassificationTrainer AudioClassification(AudioClassificationOptions options) => new(Environment, options);
+}
