@@ -38,6 +38,9 @@ internal sealed class BatchArrays
     /// <summary>Shape of <see cref="Values"/>, the batch first.</summary>
     public long[] Shape { get; private set; } = [];
 
+    /// <summary>The share of each row in each mixed row, <c>[batch, batch]</c>; null where nothing was mixed.</summary>
+    public float[]? Mixing { get; private set; }
+
     public bool Padded { get; private set; }
 
     /// <summary>True to fit the network's position table to inputs of another size.</summary>
@@ -92,6 +95,7 @@ internal sealed class BatchArrays
     {
         if (Rows[0].Input!.Shape is { } known) ReadAlike([.. known], draw);
         else ReadAndPad(draw);
+        if (draw is not null && Rows.Count > 1) Mixing = Rows[0].Input!.Mix(Values, Shape, draw.Of(Rows));
     }
 
     // Rows of one shape are written where they belong, so that no more than a row a thread is there twice.

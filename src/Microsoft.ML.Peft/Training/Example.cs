@@ -40,12 +40,14 @@ public sealed class Example
 public sealed class MiniBatch
 {
     private readonly Device _device;
-    private Tensor? _labels, _targets, _weights;
+    private readonly float[]? _mixing;
+    private Tensor? _labels, _targets, _weights, _mixed;
 
-    internal MiniBatch(IReadOnlyList<Example> rows, Device device)
+    internal MiniBatch(IReadOnlyList<Example> rows, Device device, float[]? mixing = null)
     {
         Rows = rows;
         _device = device;
+        _mixing = mixing;
     }
 
     /// <summary>The rows, in the order of the tensors.</summary>
@@ -61,6 +63,9 @@ public sealed class MiniBatch
     public Tensor? Weights => _weights ??= Rows.All(r => r.Weight == 1)
         ? null
         : Place(tensor(Array.ConvertAll([.. Rows], r => r.Weight)));
+
+    /// <summary>The share of each row (columns) in each row that the network read, float32 <c>[batch, batch]</c>; null where rows were not mixed.</summary>
+    public Tensor? Mixing => _mixing is null ? null : _mixed ??= Place(tensor(_mixing, [Rows.Count, Rows.Count]));
 
     // Tensors belong to the dispose scope of the thread that runs the step, so they are made here and not by the queue.
     internal static TokenBatch ToTokens(BatchArrays arrays, Device device)

@@ -43,6 +43,13 @@ public abstract class ExampleInput
     /// <param name="place">Gives the place to write to; called once.</param>
     /// <exception cref="UnreadableInputException">The row cannot be read.</exception>
     public abstract void Make(ulong? draw, InputPlace place);
+
+    /// <summary>Mixes the rows of a training batch with one another, in place (mixup, CutMix). Asked of a batch's first row.</summary>
+    /// <param name="values">The numbers of all rows.</param>
+    /// <param name="shape">Their shape, the batch first.</param>
+    /// <param name="draw">What mixing draws from.</param>
+    /// <returns>The share of each row (columns) in each mixed row (rows), whose rows and columns sum to 1; null where nothing was mixed.</returns>
+    public virtual float[]? Mix(Span<float> values, IReadOnlyList<long> shape, ulong draw) => null;
 }
 
 /// <summary>An image or a sound that cannot be read; the message names the row, the file and the reason.</summary>
@@ -68,6 +75,9 @@ internal sealed record TrainingDraw(long Seed, int Epoch)
 {
     // Apart from the keys of dropout and of the rows' order.
     private const ulong Salt = 0xA5A5_1F2E_3D4C_5B6A;
+
+    /// <summary>The key of a batch, apart from those of its rows.</summary>
+    public ulong Of(IReadOnlyList<Example> rows) => Adaptation.Pass.Mix(~Of(rows[0]));
 
     /// <summary>The key of a row.</summary>
     public ulong Of(Example row) =>

@@ -108,7 +108,22 @@ public sealed class CrossEntropyObjective : Objective
     {
         if (scores.shape[^1] != Classes)
             throw new ArgumentException($"The head gives {scores.shape[^1]} scores a row, but there are {Classes} classes.");
-        return Sum(scores, batch.Labels, batch.Weights);
+        return batch.Mixing is { } mixing ? Mixed(scores, batch, mixing) : Sum(scores, batch.Labels, batch.Weights);
+    }
+
+    // Shares of rows are shares of their targets; columns of shares sum to 1, so that the count of the batch stays.
+    private Tensor Mixed(Tensor scores, MiniBatch batch, Tensor mixing)
+    {
+        var shares = new float[batch.Rows.Count * Classes];
+        for (int r = 0; r < batch.Rows.Count; r++)
+        {
+            Example row = batch.Rows[r];
+            if (row.Label == Example.Ignored) continue;
+            for (int k = 0; k < Classes; k++)
+                shares[r * Classes + k] = (float)(row.Weight * (_weights?[k] ?? 1) * (_smoothing / Classes + (k == row.Label ? 1 - _smoothing : 0)));
+        }
+        Tensor targets = mixing.matmul(tensor(shares, [batch.Rows.Count, Classes], device: scores.device));
+        return -(targets * scores.to_type(ScalarType.Float32).log_softmax(-1)).sum();
     }
 
     /// <summary>The sum-reduced loss of plain tensors.</summary>

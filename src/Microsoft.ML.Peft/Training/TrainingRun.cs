@@ -170,7 +170,7 @@ internal sealed class TrainingRun : IDisposable
         using Lock.Scope alone = _drawing.EnterScope();
         Tensor scores = _forwarder.Score(arrays, pass);
         double scale = count > 0 ? 1 / count : 1;
-        Tensor loss = _objective.Sum(scores, new MiniBatch(arrays.Rows, scores.device)) * scale;
+        Tensor loss = _objective.Sum(scores, new MiniBatch(arrays.Rows, scores.device, arrays.Mixing)) * scale;
         if (adaptation?.ExtraLoss(pass) is { } extra) loss = loss + extra * (arrays.Rows.Sum(_objective.Count) * scale);
         loss.backward();
         using var off = no_grad();

@@ -24,7 +24,7 @@ public sealed class AudioClassificationTrainer : ClassificationTrainer<AudioClas
         AudioClassificationOptions options = Options;
         (ClassificationModel<MediaRow<AudioClip>> model, Training.TrainingResult result) = new ClassificationFit<MediaRow<AudioClip>>(
             Environment, AudioClassificationTask.Instance, options, options.Columns,
-            (files, config) => new AudioEncoder(AudioProcessor.Load(files, config.Raw, options.Seconds), config, options.Columns,
+            (files, network) => new AudioEncoder(AudioProcessor.Load(files, network.Backbone.Config.Raw, options.Seconds), network.Backbone.Config, options.Columns,
                 options.Seconds, options.OnBadSound, options.Augmentation, options.CacheBytes),
             nameof(AudioClassificationTrainer)).Run(input, validation);
         return new AudioClassificationTransformer(model) { Training = result };

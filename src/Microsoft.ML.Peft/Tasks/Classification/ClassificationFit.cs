@@ -16,11 +16,11 @@ namespace Microsoft.ML.Peft.Tasks;
 /// <param name="Task">The task.</param>
 /// <param name="Options">Its options.</param>
 /// <param name="Columns">The input columns.</param>
-/// <param name="Encoder">Makes the encoder over the backbone's files.</param>
+/// <param name="Encoder">Makes the encoder over the backbone's files for the network that is to be trained.</param>
 /// <param name="Trainer">Name of the trainer, under which it logs.</param>
 internal sealed record ClassificationFit<TRow>(
     IHostEnvironment Environment, ClassificationTask<TRow> Task, ClassificationOptions Options, IRowColumns<TRow> Columns,
-    Func<IFileSet, BackboneConfig, RowEncoder<TRow>> Encoder, string Trainer)
+    Func<IFileSet, AdaptedModel, RowEncoder<TRow>> Encoder, string Trainer)
 {
     public (ClassificationModel<TRow> Model, TrainingResult Result) Run(IDataView input, IDataView? validation)
     {
@@ -55,7 +55,7 @@ internal sealed record ClassificationFit<TRow>(
         AdaptedModel network = Task.Assemble(backbone, Options.Method, labels.Count, Options.Pooling, seed, null);
         try
         {
-            return (network, Encoder(checkpoint.Files, network.Backbone.Config));
+            return (network, Encoder(checkpoint.Files, network));
         }
         catch
         {

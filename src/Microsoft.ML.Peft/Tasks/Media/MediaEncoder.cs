@@ -12,7 +12,7 @@ namespace Microsoft.ML.Peft.Tasks;
 internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncoder<MediaRow<T>> where T : class
 {
     // Enough for a few batches; a window of large pictures must fit into memory.
-    public override int Window => 128;
+    public override int Window => 64;
 
     public override bool SkipsUnreadable => onBad == OnBadInput.Skip;
 
@@ -71,6 +71,9 @@ internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncode
     /// <param name="draw">What augmentation draws from; null for none.</param>
     /// <param name="place">Gives the place to write to.</param>
     public abstract void Make(T media, ulong? draw, InputPlace place);
+
+    /// <summary>Mixes the rows of a training batch with one another: see <see cref="ExampleInput.Mix"/>.</summary>
+    public virtual float[]? Mix(Span<float> values, IReadOnlyList<long> shape, ulong draw) => null;
 
     public override Example Encode(MediaRow<T> row, long number = -1, int label = 0) =>
         new() { Input = new MediaInput<T>(this, row), Label = label, Row = number };

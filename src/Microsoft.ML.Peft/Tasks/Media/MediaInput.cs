@@ -58,6 +58,8 @@ internal sealed class MediaInput<T>(MediaEncoder<T> encoder, MediaRow<T> row) : 
         if (row.Decoded is null && room.Take(encoder.SizeOf(media))) _kept = media;
     }
 
+    public override float[]? Mix(Span<float> values, IReadOnlyList<long> shape, ulong draw) => encoder.Mix(values, shape, draw);
+
     public override void Make(ulong? draw, InputPlace place)
     {
         T media = Read();
@@ -103,20 +105,20 @@ internal sealed class MediaInput<T>(MediaEncoder<T> encoder, MediaRow<T> row) : 
 /// <param name="bytes">How much of it there is.</param>
 internal sealed class MediaRoom(long bytes)
 {
+    private long _taken;
+
     /// <summary>Largest file that is read, in bytes.</summary>
     public const long LargestFile = 1 << 30;
 
-    private long _left = bytes;
-
     /// <summary>Bytes that are taken.</summary>
-    public long Taken => bytes - Interlocked.Read(ref _left);
+    public long Taken => Interlocked.Read(ref _taken);
 
     /// <summary>Takes room for a row; false where there is not enough left.</summary>
     /// <param name="size">Bytes of the row.</param>
     public bool Take(long size)
     {
-        if (Interlocked.Add(ref _left, -size) >= 0) return true;
-        Interlocked.Add(ref _left, size);
+        if (Interlocked.Add(ref _taken, size) <= bytes) return true;
+        Interlocked.Add(ref _taken, -size);
         return false;
     }
 }

@@ -24,7 +24,7 @@ public sealed class TextClassificationTrainer : ClassificationTrainer<TextClassi
         TextClassificationOptions options = Options;
         (ClassificationModel<TextRow> model, Training.TrainingResult result) = new ClassificationFit<TextRow>(
             Environment, TextClassificationTask.Instance, options, options.Text,
-            (files, config) => new TextEncoder(TextTokenizer.Load(files), Math.Min(options.MaxTokens, config.MaxTokens), options.Text),
+            (files, network) => new TextEncoder(TextTokenizer.Load(files), Math.Min(options.MaxTokens, network.Backbone.Config.MaxTokens), options.Text),
             nameof(TextClassificationTrainer)).Run(input, validation);
         return new TextClassificationTransformer(model) { Training = result };
     }
