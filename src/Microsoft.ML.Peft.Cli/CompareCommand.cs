@@ -16,11 +16,13 @@ internal static class CompareCommand
     private const string Frozen = "head-only";
 
     private static readonly Option<string> _methods = new("--methods") { Description = "Names with commas between; 'all' for all others. A rate and options of a method after it: lora@5e-3:rank=16:alpha=32.", DefaultValueFactory = _ => "all" };
-    private static readonly Option<string> _data = new("--data") { Description = "Training table.", Required = true };
-    private static readonly Option<string> _eval = new("--eval") { Description = "Table to evaluate on.", Required = true };
-    private static readonly Option<string> _text = new("--text") { Description = "Column with the text.", Required = true };
+    private static readonly Option<string> _data = new("--data") { Description = "Training data, as for 'peft train'.", Required = true };
+    private static readonly Option<string> _eval = new("--eval") { Description = "Data to evaluate on.", Required = true };
+    private static readonly Option<string> _task = new("--task") { Description = "text-classification, image-classification or audio-classification.", DefaultValueFactory = _ => "text-classification" };
+    private static readonly Option<string?> _text = new("--text") { Description = "Column with the text." };
     private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text of a pair." };
-    private static readonly Option<string> _label = new("--label") { Description = "Column with the label.", Required = true };
+    private static readonly Option<string?> _path = new("--path") { Description = "Column with the paths, for images and sounds in a table." };
+    private static readonly Option<string?> _label = new("--label") { Description = "Column with the label." };
     private static readonly Option<string?> _backbone = new("--backbone") { Description = "Hugging Face folder; the embedded all-MiniLM-L6-v2 where none is named." };
     private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 1 };
     private static readonly Option<int> _rows = new("--rows") { Description = "Training rows, the first of the table; 0 for all." };
@@ -35,7 +37,7 @@ internal static class CompareCommand
     {
         var command = new System.CommandLine.Command("compare", "Train several methods on the same data and compare them.")
         {
-            _methods, _data, _eval, _text, _text2, _label, _backbone, _epochs, _rows, _rate, _batch, _maxTokens, _seed, _out, _chart,
+            _task, _methods, _data, _eval, _text, _text2, _path, _label, _backbone, _epochs, _rows, _rate, _batch, _maxTokens, _seed, _out, _chart,
         };
         command.SetAction(Run);
         return command;
@@ -46,6 +48,7 @@ internal static class CompareCommand
 
     private static int Run(ParseResult call)
     {
+        CheckTask(call);
         string[] names = Names(call.GetValue(_methods) ?? "all");
         if (names.Length == 0) throw new UsageException("--methods names no method.");
         foreach (string name in names)
@@ -107,6 +110,17 @@ internal static class CompareCommand
         }
     }
 
+    private static bool IsText(ParseResult call) => call.GetValue(_task) == "text-classification";
+
+    private static void CheckTask(ParseResult call)
+    {
+        string[] known = [.. TrainTask.All.Select(t => t.Name)];
+        string task = call.GetValue(_task)!;
+        if (!known.Contains(task)) throw new UsageException($"--task: unknown task '{task}'.{NearNames.Hint(task, known)} Known: {string.Join(", ", known)}.");
+        if (IsText(call) && (call.GetValue(_text) is null || call.GetValue(_label) is null)) throw new UsageException("Texts need --text and --label.");
+        if (!IsText(call) && call.GetValue(_rows) > 0 && Directory.Exists(call.GetValue(_data))) throw new UsageException("--rows cuts tables, and --data is a folder; leave --rows out.");
+    }
+
     // lora@5e-3:rank=16 -> lora, 5e-3
     private static (string Id, string? Rate) Parts(string name)
     {
@@ -135,10 +149,13 @@ internal static class CompareCommand
         File.Delete(report);
         List<string> words =
         [
-            "train", "text-classification", "--data", data, "--eval", call.GetValue(_eval)!, "--text", call.GetValue(_text)!, "--label", call.GetValue(_label)!,
-            "--method", Parts(name).Id, "--epochs", $"{call.GetValue(_epochs)}", "--batch", $"{call.GetValue(_batch)}", "--max-tokens", $"{call.GetValue(_maxTokens)}",
+            "train", call.GetValue(_task)!, "--data", data, "--eval", call.GetValue(_eval)!,
+            "--method", Parts(name).Id, "--epochs", $"{call.GetValue(_epochs)}", "--batch", $"{call.GetValue(_batch)}",
             "--seed", $"{call.GetValue(_seed)}", "--out", model, "--report", report,
         ];
+        if (call.GetValue(_label) is { } label) words.AddRange(["--label", label]);
+        if (IsText(call)) words.AddRange(["--text", call.GetValue(_text)!, "--max-tokens", $"{call.GetValue(_maxTokens)}"]);
+        else if (call.GetValue(_path) is { } path) words.AddRange(["--path", path]);
         if (call.GetValue(_text2) is { } second) words.AddRange(["--text2", second]);
         if (call.GetValue(_backbone) is { } backbone) words.AddRange(["--backbone", backbone]);
         if (Parts(name).Rate is { } own) words.AddRange(["--learning-rate", own, "--head-learning-rate", "1e-2"]);

@@ -11,15 +11,16 @@ namespace Microsoft.ML.Peft.Cli;
 internal static class EvaluateCommand
 {
     private static readonly Argument<string> _model = new("model") { Description = "Model zip." };
-    private static readonly Option<string> _data = new("--data") { Description = "Table with texts and labels.", Required = true };
+    private static readonly Option<string> _data = new("--data") { Description = "Table with texts or paths and labels; for images and sounds also a folder of class folders.", Required = true };
     private static readonly Option<string?> _label = new("--label") { Description = "Column with the label; 'label' or the table's only other column where none is named." };
     private static readonly Option<string?> _text = new("--text") { Description = "Column with the text, where it differs from the model's." };
     private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text, where it differs from the model's." };
+    private static readonly Option<string?> _path = new("--path") { Description = "Column with the paths, for images and sounds in a table." };
     private static readonly Option<string?> _report = new("--report") { Description = "JSON file with the figures." };
 
     public static System.CommandLine.Command Make()
     {
-        var command = new System.CommandLine.Command("evaluate", "Score a table and compare with its labels.") { _model, _data, _label, _text, _text2, _report };
+        var command = new System.CommandLine.Command("evaluate", "Score data and compare with their labels.") { _model, _data, _label, _text, _text2, _path, _report };
         command.SetAction(Run);
         return command;
     }
@@ -28,13 +29,11 @@ internal static class EvaluateCommand
     {
         var context = new MLContext(1);
         using LoadedModel loaded = LoadedModel.Open(context, call.GetValue(_model)!);
-        using TableFile table = TableFile.Open(call.GetValue(_data)!);
-        TextColumns text = loaded.Text;
-        string label = call.GetValue(_label) ?? GuessLabel(table, text);
-        IDataView data = loaded.Rows(context, table, call.GetValue(_text), call.GetValue(_text2), label);
-        (Evaluation metrics, double speed) = Report.Evaluate(loaded.Classifier, data, LoadedModel.LabelColumn);
+        EvaluationReport made = loaded.IsText ? EvaluateTable(call, context, loaded)
+            : Report.Evaluate(loaded.Classifier, loaded.Files(context, call.GetValue(_data)!, call.GetValue(_path), call.GetValue(_label), labelled: true), LoadedModel.LabelColumn);
+        Evaluation metrics = made.Metrics;
         Console.WriteLine(FormattableString.Invariant(
-            $"rows {metrics.Rows}, accuracy {metrics.Metrics["accuracy"]:0.0000}, macro F1 {metrics.Metrics["macro_f1"]:0.0000}, MCC {metrics.Metrics["mcc"]:0.0000}, log-loss {metrics.Metrics["log_loss"]:0.0000}, {speed:0} tokens/s"));
+            $"rows {metrics.Rows}, accuracy {metrics.Metrics["accuracy"]:0.0000}, macro F1 {metrics.Metrics["macro_f1"]:0.0000}, MCC {metrics.Metrics["mcc"]:0.0000}, log-loss {metrics.Metrics["log_loss"]:0.0000}, {made.Speed}{made.Unread}"));
         if (call.GetValue(_report) is not { } file) return 0;
         Report.Write(file, new JsonObject
         {
@@ -42,10 +41,19 @@ internal static class EvaluateCommand
             ["rows"] = metrics.Rows,
             ["trainableParameters"] = loaded.Classifier.TrainableParameters,
             ["totalParameters"] = loaded.Classifier.TotalParameters,
-            ["evalTokensPerSecond"] = speed,
+            ["evalTokensPerSecond"] = made.TokensPerSecond,
+            ["evalRowsPerSecond"] = made.RowsPerSecond,
+            ["skippedRows"] = made.Skipped,
             ["peakMemoryMb"] = Report.PeakMemory(),
         });
         return 0;
+    }
+
+    private static EvaluationReport EvaluateTable(ParseResult call, MLContext context, LoadedModel loaded)
+    {
+        using TableFile table = TableFile.Open(call.GetValue(_data)!);
+        string label = call.GetValue(_label) ?? GuessLabel(table, loaded.Text);
+        return Report.Evaluate(loaded.Classifier, loaded.Rows(context, table, call.GetValue(_text), call.GetValue(_text2), label), LoadedModel.LabelColumn);
     }
 
     private static string GuessLabel(TableFile table, TextColumns text)

@@ -4,23 +4,28 @@ using Microsoft.ML.Peft.Tasks;
 
 namespace Microsoft.ML.Peft.Cli;
 
-/// <summary>A model zip with the text classifier in it.</summary>
+/// <summary>A model zip with the classifier in it.</summary>
 internal sealed class LoadedModel : IDisposable
 {
     /// <summary>Name that the label column gets, so that it meets none of the model's columns.</summary>
     public const string LabelColumn = "peft label";
 
-    private LoadedModel(TextClassificationTransformer classifier) => Classifier = classifier;
+    private LoadedModel(ClassificationTransformer classifier) => Classifier = classifier;
 
-    public TextClassificationTransformer Classifier { get; }
+    public ClassificationTransformer Classifier { get; }
 
-    public TextColumns Text => new(Classifier.TextColumns[0], Classifier.TextColumns.Count > 1 ? Classifier.TextColumns[1] : null);
+    public bool IsText => Classifier is TextClassificationTransformer;
+
+    public bool Hears => Classifier is AudioClassificationTransformer;
+
+    /// <summary>The text columns; of a text classifier only.</summary>
+    public TextColumns Text => new(Classifier.InputColumns[0], Classifier.InputColumns.Count > 1 ? Classifier.InputColumns[1] : null);
 
     public static LoadedModel Open(MLContext context, string path)
     {
         if (!File.Exists(path)) throw new FileNotFoundException($"The model '{path}' does not exist.");
         // The zip names this library's assembly; in a program that has not used it yet it must be there first.
-        context.ComponentCatalog.RegisterAssembly(typeof(TextClassificationTransformer).Assembly);
+        context.ComponentCatalog.RegisterAssembly(typeof(ClassificationTransformer).Assembly);
         return new LoadedModel(Predictions.Find(context.Model.Load(path, out _), path));
     }
 
@@ -32,6 +37,10 @@ internal sealed class LoadedModel : IDisposable
         if (label is not null) columns.Add((label, LabelColumn));
         return table.Load(context, columns);
     }
+
+    /// <summary>Files of images or sounds as the model wants them: a folder, a file, or a table with paths.</summary>
+    public IDataView Files(MLContext context, string data, string? path, string? label, bool labelled) => MediaFiles.View(
+        context, MediaFiles.Read(context, data, Hears, path, label, labelled), Classifier.InputColumns[0], labelled ? LabelColumn : null);
 
     public void Dispose() => Classifier.Dispose();
 }

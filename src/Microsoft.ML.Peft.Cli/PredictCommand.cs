@@ -12,15 +12,16 @@ namespace Microsoft.ML.Peft.Cli;
 internal static class PredictCommand
 {
     private static readonly Argument<string> _model = new("model") { Description = "Model zip." };
-    private static readonly Option<string> _data = new("--data") { Description = "Table with texts; '-' reads one text a line (or a TSV with the model's header) from standard input.", Required = true };
+    private static readonly Option<string> _data = new("--data") { Description = "Table with texts or paths; a folder or file of images or sounds; '-' reads one text or path a line (texts also as a TSV with the model's header) from standard input.", Required = true };
     private static readonly Option<string> _out = new("--out") { Description = "TSV to write; '-' for standard output.", DefaultValueFactory = _ => "-" };
     private static readonly Option<string?> _text = new("--text") { Description = "Column with the text, where it differs from the model's." };
     private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text, where it differs from the model's." };
+    private static readonly Option<string?> _path = new("--path") { Description = "Column with the paths, for images and sounds in a table." };
     private static readonly Option<bool> _scores = new("--scores") { Description = "Write the probability of every class." };
 
     public static System.CommandLine.Command Make()
     {
-        var command = new System.CommandLine.Command("predict", "Classify texts.") { _model, _data, _out, _text, _text2, _scores };
+        var command = new System.CommandLine.Command("predict", "Classify texts, images or sounds.") { _model, _data, _out, _text, _text2, _path, _scores };
         command.SetAction(Run);
         return command;
     }
@@ -47,7 +48,12 @@ internal static class PredictCommand
     private static int Write(TextWriter writer, ParseResult call, MLContext context, LoadedModel loaded, bool scores)
     {
         string[] labels = [.. loaded.Classifier.Labels];
-        writer.WriteLine(string.Join('\t', [.. loaded.Text.Names, "predicted", "probability", .. scores ? labels.Select(l => "p:" + Cell(l)) : []]));
+        writer.WriteLine(string.Join('\t', [.. loaded.Classifier.InputColumns.Take(loaded.IsText ? 2 : 1), "predicted", "probability", .. scores ? labels.Select(l => "p:" + Cell(l)) : []]));
+        if (!loaded.IsText && call.GetValue(_data) != "-")
+        {
+            WriteRows(writer, loaded, loaded.Files(context, call.GetValue(_data)!, call.GetValue(_path), null, labelled: false), scores);
+            return 0;
+        }
         if (call.GetValue(_data) == "-")
         {
             foreach (string[] lines in StandardInput(loaded.Text)) WriteRows(writer, loaded, FromLines(context, lines, loaded.Text), scores);
@@ -63,11 +69,10 @@ internal static class PredictCommand
         string[] labels = [.. loaded.Classifier.Labels];
         foreach (Prediction prediction in Predictions.Of(loaded.Classifier, data))
         {
-            TextRow row = prediction.Text;
-            writer.Write(Cell(row.First));
-            if (loaded.Text.Second is not null) writer.Write('\t' + Cell(row.Second ?? ""));
-            writer.Write('\t' + Cell(labels[prediction.Best]) + '\t' + prediction.Probabilities[prediction.Best].ToString("0.######", CultureInfo.InvariantCulture));
-            if (scores) foreach (float p in prediction.Probabilities) writer.Write('\t' + p.ToString("0.######", CultureInfo.InvariantCulture));
+            writer.Write(string.Join('\t', prediction.Inputs.Select(Cell)));
+            // What could not be read has empty cells.
+            writer.Write('\t' + (prediction.Best < 0 ? "" : Cell(labels[prediction.Best])) + '\t' + Number(prediction.Best < 0 ? float.NaN : prediction.Probabilities[prediction.Best]));
+            if (scores) foreach (float p in prediction.Probabilities) writer.Write('\t' + Number(p));
             writer.WriteLine();
         }
     }
@@ -108,6 +113,8 @@ internal static class PredictCommand
             return new Line { First = parts[0], Second = parts.Length > 1 ? parts[1] : "" };
         }).ToArray(), schema);
     }
+
+    private static string Number(float share) => float.IsNaN(share) ? "" : share.ToString("0.######", CultureInfo.InvariantCulture);
 
     private static string Cell(string text) => text.Replace('\t', ' ').Replace('\r', ' ').Replace('\n', ' ');
 }

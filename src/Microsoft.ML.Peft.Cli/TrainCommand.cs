@@ -11,16 +11,13 @@ using Microsoft.ML.Peft.Training;
 
 namespace Microsoft.ML.Peft.Cli;
 
-/// <summary><c>peft train text-classification</c>.</summary>
+/// <summary><c>peft train TASK</c>.</summary>
 internal static class TrainCommand
 {
-    private static readonly Option<string> _data = new("--data") { Description = "Training table: TSV with a header and no quoting, or CSV with quoting.", Required = true };
-    private static readonly Option<string> _text = new("--text") { Description = "Column with the text.", Required = true };
-    private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text of a pair." };
-    private static readonly Option<string> _label = new("--label") { Description = "Column with the label.", Required = true };
-    private static readonly Option<string?> _eval = new("--eval") { Description = "Table to evaluate on at the end." };
-    private static readonly Option<string?> _validation = new("--validation") { Description = "Table to evaluate on while training; the best epoch is kept." };
-    private static readonly Option<string?> _backbone = new("--backbone") { Description = "Hugging Face folder; the embedded all-MiniLM-L6-v2 where none is named." };
+    private static readonly Option<string> _data = new("--data") { Description = "Training data: a table (TSV with a header and no quoting, or CSV with quoting); for images and sounds also a folder of class folders.", Required = true };
+    private static readonly Option<string?> _eval = new("--eval") { Description = "Data to evaluate on at the end." };
+    private static readonly Option<string?> _validation = new("--validation") { Description = "Data to evaluate on while training; the best epoch is kept." };
+    private static readonly Option<string?> _backbone = new("--backbone") { Description = "Hugging Face folder; the embedded one of the task where none is named." };
     private static readonly Option<string> _method = new("--method") { Description = "Method: see 'peft methods'.", DefaultValueFactory = _ => "lora" };
     private static readonly Option<string[]> _set = new("--set") { Description = "Option of the method, NAME=VALUE; may be given again.", AllowMultipleArgumentsPerToken = true };
     private static readonly Option<int> _epochs = new("--epochs") { Description = "Passes over the data.", DefaultValueFactory = _ => 3 };
@@ -28,11 +25,10 @@ internal static class TrainCommand
     private static readonly Option<double?> _headRate = new("--head-learning-rate") { Description = "Highest learning rate of the head; that of --learning-rate where only that is given." };
     private static readonly Option<int> _batch = new("--batch") { Description = "Rows in a batch.", DefaultValueFactory = _ => 16 };
     private static readonly Option<int> _accumulate = new("--accumulate") { Description = "Batches in an optimizer step.", DefaultValueFactory = _ => 1 };
-    private static readonly Option<int> _maxTokens = new("--max-tokens") { Description = "Longest text in tokens.", DefaultValueFactory = _ => 128 };
     private static readonly Option<double> _warmup = new("--warmup") { Description = "Warm-up as a share of all steps.", DefaultValueFactory = _ => 0.06 };
     private static readonly Option<double?> _decay = new("--weight-decay") { Description = "Weight decay." };
-    private static readonly Option<Pooling> _pooling = new("--pooling") { Description = "How a text becomes one vector: Family, Mean or FirstToken.", DefaultValueFactory = _ => Pooling.Family };
-    private static readonly Option<int> _seed = new("--seed") { Description = "Seed of all random numbers.", DefaultValueFactory = _ => 1 };
+    private static readonly Option<Pooling> _pooling = new("--pooling") { Description = "How a row becomes one vector: Family, Mean or FirstToken.", DefaultValueFactory = _ => Pooling.Family };
+    internal static readonly Option<int> Seed = new("--seed") { Description = "Seed of all random numbers.", DefaultValueFactory = _ => 1 };
     private static readonly Option<int> _threads = new("--threads") { Description = "Threads of libtorch; 0 for all cores." };
     private static readonly Option<string?> _checkpoints = new("--checkpoints") { Description = "Folder for checkpoints." };
     private static readonly Option<int> _checkpointEvery = new("--checkpoint-every") { Description = "Steps between checkpoints; 0 for one an epoch." };
@@ -42,16 +38,22 @@ internal static class TrainCommand
 
     public static System.CommandLine.Command Make()
     {
-        var task = new System.CommandLine.Command("text-classification", "Classify one text or a pair of texts.")
+        var train = new System.CommandLine.Command("train", "Fine-tune a model.");
+        foreach (TrainTask task in TrainTask.All)
         {
-            _data, _text, _text2, _label, _eval, _validation, _backbone, _method, _set, _epochs, _rate, _headRate, _batch, _accumulate, _maxTokens,
-            _warmup, _decay, _pooling, _seed, _threads, _checkpoints, _checkpointEvery, _resume, _out, _report,
-        };
-        task.SetAction(Run);
-        return new System.CommandLine.Command("train", "Fine-tune a model.") { task };
+            var command = new System.CommandLine.Command(task.Name, task.Description)
+            {
+                _data, _eval, _validation, _backbone, _method, _set, _epochs, _rate, _headRate, _batch, _accumulate,
+                _warmup, _decay, _pooling, Seed, _threads, _checkpoints, _checkpointEvery, _resume, _out, _report,
+            };
+            foreach (Option option in task.Options) command.Options.Add(option);
+            command.SetAction(call => Run(call, task));
+            train.Subcommands.Add(command);
+        }
+        return train;
     }
 
-    private static int Run(ParseResult call)
+    private static int Run(ParseResult call, TrainTask task)
     {
         PeftMethod method = MakeMethod(call.GetValue(_method)!, call.GetValue(_set) ?? []);
         if (call.GetValue(_resume) && call.GetValue(_checkpoints) is null) throw new UsageException("--resume needs --checkpoints DIR.");
@@ -60,13 +62,11 @@ internal static class TrainCommand
             throw new UsageException($"The folder of --out, '{folder}', does not exist.");
         if (call.GetValue(_threads) is > 0 and var threads) TorchSharp.torch.set_num_threads(threads);
 
-        var context = new MLContext(call.GetValue(_seed));
-        using TableFile table = TableFile.Open(call.GetValue(_data)!);
-        using TableFile? held = call.GetValue(_validation) is { } path ? TableFile.Open(path) : null;
-        var text = new TextColumns(call.GetValue(_text)!, call.GetValue(_text2));
-        string label = call.GetValue(_label)!;
-        IDataView rows = table.Load(context, [.. text.Names, label]);
-        ITransformer keys = context.Transforms.Conversion.MapValueToKey(LabelKey, label).Fit(rows);
+        var context = new MLContext(call.GetValue(Seed));
+        (TrainRows data, TrainRows? held) = task.Open(context, call, call.GetValue(_data)!, call.GetValue(_validation));
+        using TrainRows rows = data;
+        using TrainRows? heldRows = held;
+        ITransformer keys = context.Transforms.Conversion.MapValueToKey(LabelKey, rows.Label).Fit(rows.View);
 
         using var cancel = new CancellationTokenSource();
         Console.CancelKeyPress += (_, press) =>
@@ -75,30 +75,27 @@ internal static class TrainCommand
             cancel.Cancel();
         };
         using var screen = new ProgressScreen();
-        TextClassificationOptions options = Options(call, method, text, screen, cancel.Token);
-        if (held is not null) options.ValidationSet = keys.Transform(held.Load(context, [.. text.Names, label]));
+        ClassificationOptions options = Complete(task.Fresh(call), call, method, screen, cancel.Token);
+        if (heldRows is not null) options.ValidationSet = keys.Transform(heldRows.View);
         context.Log += (_, e) => screen.Log(e);
         var clock = Stopwatch.StartNew();
-        using TextClassificationTransformer model = context.Peft().TextClassification(options).Fit(keys.Transform(rows));
+        using ClassificationTransformer model = task.Trainer(context, options).Fit(keys.Transform(rows.View));
         double seconds = clock.Elapsed.TotalSeconds;
         screen.Finish();
-        Save(context, model, rows, output);
-        Finish(call, context, model, text, label, seconds);
+        Save(context, model, rows.View, output);
+        Finish(call, task, context, model, seconds);
         return 0;
     }
 
     private const string LabelKey = "LabelKey";
 
-    private static TextClassificationOptions Options(ParseResult call, PeftMethod method, TextColumns text, ProgressScreen screen, CancellationToken cancel) => new()
+    private static ClassificationOptions Complete(ClassificationOptions options, ParseResult call, PeftMethod method, ProgressScreen screen, CancellationToken cancel)
     {
-        LabelColumnName = LabelKey,
-        Sentence1ColumnName = text.First,
-        Sentence2ColumnName = text.Second,
-        Method = method,
-        BackboneFolder = call.GetValue(_backbone),
-        MaxTokens = call.GetValue(_maxTokens),
-        Pooling = call.GetValue(_pooling),
-        Training = new TrainingOptions
+        options.LabelColumnName = LabelKey;
+        options.Method = method;
+        options.BackboneFolder = call.GetValue(_backbone);
+        options.Pooling = call.GetValue(_pooling);
+        options.Training = new TrainingOptions
         {
             Epochs = call.GetValue(_epochs),
             BatchSize = call.GetValue(_batch),
@@ -112,8 +109,9 @@ internal static class TrainCommand
             Resume = call.GetValue(_resume),
             CancellationToken = cancel,
             Progress = screen.Show,
-        },
-    };
+        };
+        return options;
+    }
 
     private static PeftMethod MakeMethod(string id, string[] settings)
     {
@@ -135,15 +133,15 @@ internal static class TrainCommand
         }
     }
 
-    private static void Save(MLContext context, TextClassificationTransformer model, IDataView rows, string output)
+    private static void Save(MLContext context, ClassificationTransformer model, IDataView rows, string output)
     {
-        IDataView texts = context.Transforms.SelectColumns([.. model.TextColumns]).Fit(rows).Transform(rows);
-        ITransformer back = context.Transforms.Conversion.MapKeyToValue(model.PredictedLabelColumn).Fit(model.Transform(texts));
+        IDataView inputs = context.Transforms.SelectColumns([.. model.InputColumns]).Fit(rows).Transform(rows);
+        ITransformer back = context.Transforms.Conversion.MapKeyToValue(model.PredictedLabelColumn).Fit(model.Transform(inputs));
         var chain = new TransformerChain<ITransformer>(model, back);
-        AtomicFile.Write(output, stream => context.Model.Save(chain, texts.Schema, stream));
+        AtomicFile.Write(output, stream => context.Model.Save(chain, inputs.Schema, stream));
     }
 
-    private static void Finish(ParseResult call, MLContext context, TextClassificationTransformer model, TextColumns text, string label, double seconds)
+    private static void Finish(ParseResult call, TrainTask task, MLContext context, ClassificationTransformer model, double seconds)
     {
         TrainingResult result = model.Training!;
         var report = new JsonObject
@@ -154,18 +152,21 @@ internal static class TrainCommand
             ["trainSeconds"] = seconds,
             ["trainTokensPerSecond"] = result.TokensPerSecond,
             ["evalTokensPerSecond"] = null,
+            ["evalRowsPerSecond"] = null,
             ["peakMemoryMb"] = null,
             ["steps"] = result.Steps,
             ["stopped"] = result.Stopped.ToString(),
+            ["skippedRows"] = result.SkippedRows,
             ["modelBytes"] = new FileInfo(call.GetValue(_out)!).Length,
         };
         if (call.GetValue(_eval) is { } path)
         {
-            using TableFile table = TableFile.Open(path);
-            (Evaluation metrics, double speed) = Report.Evaluate(model, table.Load(context, [.. text.Names, label]), label);
-            report["metrics"] = Report.Metrics(metrics);
-            report["evalTokensPerSecond"] = speed;
-            Console.WriteLine(metrics);
+            using TrainRows rows = task.OpenEval(context, call, path);
+            EvaluationReport made = Report.Evaluate(model, rows.View, rows.Label);
+            report["metrics"] = Report.Metrics(made.Metrics);
+            report["evalTokensPerSecond"] = made.TokensPerSecond;
+            report["evalRowsPerSecond"] = made.RowsPerSecond;
+            Console.WriteLine(made.Metrics + made.Unread);
         }
         report["peakMemoryMb"] = Report.PeakMemory();
         report["losses"] = new JsonArray([.. result.Losses.Select(l => (JsonNode?)JsonValue.Create(l))]);

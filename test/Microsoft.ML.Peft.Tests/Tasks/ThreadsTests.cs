@@ -6,18 +6,19 @@ using Microsoft.ML.Peft.Tasks;
 namespace Microsoft.ML.Peft.Tests.TextClassification;
 
 /// <summary>Many threads share one transformer's weights.</summary>
-[TestClass]
-public sealed class ThreadsTests : OneThread
+public abstract class ThreadsTests : OneThread
 {
     private const int Threads = 8, Predictions = 1000;
     private readonly MLContext _ml = new(1);
+
+    private protected abstract TinyTask Tiny { get; }
 
     public TestContext TestContext { get; set; } = null!;
 
     [TestMethod]
     public void EightThreadsPredictWhatOneDoes()
     {
-        using TextClassificationTransformer model = TinyTexts.Train(_ml, TinyTexts.View(_ml));
+        using ClassificationTransformer model = Tiny.Train(_ml, TinyTexts.View(_ml));
         Review[] rows = TinyTexts.Rows(100, seed: 4);
         float[][] expected = Predict(model, rows, rows.Length);
         Run(model, rows, expected, 100);
@@ -32,7 +33,7 @@ public sealed class ThreadsTests : OneThread
     [TestMethod]
     public void ThreadsTransformViewsOfOneTransformer()
     {
-        using TextClassificationTransformer model = TinyTexts.Train(_ml, TinyTexts.View(_ml));
+        using ClassificationTransformer model = Tiny.Train(_ml, TinyTexts.View(_ml));
         float[][] expected = TinyTexts.Scores(model, TinyTexts.View(_ml, 60));
         Parallel.For(0, Threads, new ParallelOptions { MaxDegreeOfParallelism = Threads }, _ =>
         {
@@ -47,7 +48,7 @@ public sealed class ThreadsTests : OneThread
         SortedDictionary<string, float[]> Weights()
         {
             var ml = new MLContext(3);
-            using TextClassificationTransformer model = TinyTexts.Train(ml, TinyTexts.View(ml, 24));
+            using ClassificationTransformer model = Tiny.Train(ml, TinyTexts.View(ml, 24));
             return TinyTexts.Parameters(model);
         }
 
@@ -55,7 +56,7 @@ public sealed class ThreadsTests : OneThread
         Parallel.For(0, 3, new ParallelOptions { MaxDegreeOfParallelism = 3 }, i => Assert.IsTrue(TinyTexts.Same(expected, Weights()), $"thread {i}"));
     }
 
-    private void Run(TextClassificationTransformer model, Review[] rows, float[][] expected, int predictions)
+    private void Run(ClassificationTransformer model, Review[] rows, float[][] expected, int predictions)
     {
         var errors = new List<Exception>();
         Thread[] threads = [.. Enumerable.Range(0, Threads).Select(_ => new Thread(() =>
@@ -75,7 +76,7 @@ public sealed class ThreadsTests : OneThread
         if (errors.Count > 0) throw new AggregateException(errors);
     }
 
-    private float[][] Predict(TextClassificationTransformer model, Review[] rows, int predictions)
+    private float[][] Predict(ClassificationTransformer model, Review[] rows, int predictions)
     {
         using var engine = _ml.Model.CreatePredictionEngine<Review, Answer>(model, new PredictionEngineOptions { OwnsTransformer = false });
         var made = new float[predictions][];

@@ -24,6 +24,12 @@ internal sealed class Review
     public string Text { get; set; } = "";
 
     public string Title { get; set; } = "";
+
+    /// <summary>Path of a picture of the same kind.</summary>
+    public string Image { get; set; } = "";
+
+    /// <summary>Path of a sound of the same kind.</summary>
+    public string Sound { get; set; } = "";
 }
 
 /// <summary>What a scored row says where labels are keys.</summary>
@@ -68,6 +74,8 @@ internal static class TinyTexts
                 Kind = (uint)kind,
                 Text = string.Join(' ', [.. words[..at], telling, .. words[at..]]),
                 Title = TinyBert.Words[random.Next(9, 12)],
+                Image = TinyMedia.Picture(kind, (i / 3) + (7 * seed)),
+                Sound = TinyMedia.Sound(kind, (i / 3) + (7 * seed)),
             };
         })];
     }
@@ -106,7 +114,7 @@ internal static class TinyTexts
     public static float[][] Scores(ITransformer model, IDataView data) => Scores(model.Transform(data));
 
     /// <summary>All trained and saved numbers, by name.</summary>
-    public static SortedDictionary<string, float[]> Parameters(TextClassificationTransformer model)
+    public static SortedDictionary<string, float[]> Parameters(ClassificationTransformer model)
     {
         var found = new SortedDictionary<string, float[]>(StringComparer.Ordinal);
         foreach (Adaptation.NamedParameter parameter in model.Model.Parameters)
