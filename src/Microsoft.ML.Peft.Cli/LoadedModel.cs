@@ -19,7 +19,7 @@ internal sealed class LoadedModel : IDisposable
     public bool Hears => Classifier is AudioClassificationTransformer;
 
     /// <summary>The text columns; of a text classifier only.</summary>
-    public TextColumns Text => new(Classifier.InputColumns[0], Classifier.InputColumns.Count > 1 ? Classifier.InputColumns[1] : null);
+    public TextColumns Text => new(Classifier.InputColumns[0], IsText && Classifier.InputColumns.Count > 1 ? Classifier.InputColumns[1] : null);
 
     public static LoadedModel Open(MLContext context, string path)
     {

@@ -13,39 +13,8 @@ namespace Microsoft.ML.Peft.Tests.TextClassification;
 
 /// <summary>The command line as a process: training, evaluation, prediction, inspection; codes, messages, reports; killed and interrupted.</summary>
 [TestClass]
-public sealed class CliTests
+public sealed class CliTests : CliRuns
 {
-    private readonly string _folder = Directory.CreateTempSubdirectory("cli").FullName;
-
-    public TestContext TestContext { get; set; } = null!;
-
-    [TestCleanup]
-    public void Cleanup() => Directory.Delete(_folder, recursive: true);
-
-    private string At(string name) => Path.Combine(_folder, name);
-
-    private (int Code, string Output, string Error) Peft(string[] arguments, string? input = null) =>
-        Child.Run("Microsoft.ML.Peft.Cli", "peft", arguments, input, _folder, oneThread: true);
-
-    private void Succeeds(string[] arguments)
-    {
-        (int code, string output, string error) = Peft(arguments);
-        Assert.AreEqual(0, code, output + error);
-    }
-
-    // One line on standard error that says it all.
-    private void Fails(int code, string[] arguments, params string[] parts)
-    {
-        (int found, string output, string error) = Peft(arguments);
-        Assert.AreEqual(code, found, $"{string.Join(' ', arguments)}\n{output}{error}");
-        string[] lines = error.TrimEnd('\n').Split('\n');
-        if (code == 1) StringAssert.StartsWith(lines[^1], "peft: ");
-        // The plan of a training run may stand before it.
-        if (code == 1 && !error.StartsWith("method ", StringComparison.Ordinal)) Assert.HasCount(1, lines, error);
-        foreach (string part in parts) StringAssert.Contains(error, part);
-        Assert.DoesNotContain("   at ", error);
-    }
-
     // A call with settings for the tiny backbone, less those that are given anew.
     private static string[] Train(string data, string model, params string[] more)
     {
@@ -167,7 +136,7 @@ public sealed class CliTests
             Assert.AreEqual(0, code, error);
             foreach (string part in parts) Assert.Contains(part, Unwrapped(output), $"{string.Join(' ', arguments)}\n{output}");
         }
-        Fails(1, ["inspect", _folder], "holds neither adapter_config.json nor config.json");
+        Fails(1, ["inspect", Folder], "holds neither adapter_config.json nor config.json");
         Fails(1, ["inspect", At("nowhere")], "does not exist");
     }
 
@@ -204,12 +173,12 @@ public sealed class CliTests
         Review[] rows = TinyTexts.Rows(12);
         rows[4].Label = "";
         Fails(1, Train(Tsv("unlabelled.tsv", rows), model), "1 of 12 rows have no label", "row 4");
-        Fails(1, Train(data, model, "--backbone", _folder), "config.json");
+        Fails(1, Train(data, model, "--backbone", Folder), "config.json");
         Fails(1, ["predict", At("missing.zip"), "--data", data], "missing.zip' does not exist");
         File.WriteAllBytes(At("broken.zip"), [0x50, 0x4b, 3, 4, 0, 0]);
         Fails(1, ["predict", At("broken.zip"), "--data", data], "peft: ");
         Assert.IsFalse(File.Exists(model));
-        Assert.IsEmpty(Directory.GetFiles(_folder, "*.tmp"));
+        Assert.IsEmpty(Directory.GetFiles(Folder, "*.tmp"));
     }
 
     [TestMethod]
@@ -247,7 +216,7 @@ public sealed class CliTests
         string data = Tsv("train.tsv", TinyTexts.Rows(48));
         string[] Call(string model, params string[] more) =>
             Train(data, At(model), ["--epochs", "30", "--checkpoint-every", "3", "--report", At(model + ".json"), "--seed", "5", .. more]);
-        using (Child killed = Child.Start("Microsoft.ML.Peft.Cli", "peft", Call("resumed.zip", "--checkpoints", At("kept")), _folder, oneThread: true))
+        using (Child killed = Child.Start("Microsoft.ML.Peft.Cli", "peft", Call("resumed.zip", "--checkpoints", At("kept")), Folder, oneThread: true))
         {
             killed.Until(() => Directory.Exists(At("kept")) && Directory.GetDirectories(At("kept"), "checkpoint-*").Any(d => !d.EndsWith(".tmp", StringComparison.Ordinal)));
             killed.Kill();
@@ -268,7 +237,7 @@ public sealed class CliTests
     {
         if (!OperatingSystem.IsLinux()) return;
         string data = Tsv("train.tsv", TinyTexts.Rows(48));
-        using Child child = Child.Start("Microsoft.ML.Peft.Cli", "peft", Train(data, At("model.zip"), "--epochs", "100000", "--report", At("report.json")), _folder, oneThread: true);
+        using Child child = Child.Start("Microsoft.ML.Peft.Cli", "peft", Train(data, At("model.zip"), "--epochs", "100000", "--report", At("report.json")), Folder, oneThread: true);
         child.Until(() => child.Error.Contains("step ", StringComparison.Ordinal));
         child.Interrupt();
         Assert.AreEqual(0, child.Wait(), child.Error);
@@ -276,19 +245,5 @@ public sealed class CliTests
         Assert.AreEqual((long)Json("report.json")["steps"]!, Json("report.json")["losses"]!.AsArray().Count);
         Succeeds(["predict", At("model.zip"), "--data", data, "--out", At("out.tsv")]);
         Assert.HasCount(49, File.ReadAllLines(At("out.tsv")));
-    }
-
-    private JsonObject Json(string name) => JsonNode.Parse(File.ReadAllText(At(name)))!.AsObject();
-
-    // Tables wrap long cells where there is no terminal to be wide.
-    private static string Unwrapped(string text) => string.Join(' ', text.Split([' ', '\n', '│', '┃'], StringSplitOptions.RemoveEmptyEntries));
-
-    private static byte[] Entry(string zip, string name)
-    {
-        using ZipArchive archive = ZipFile.OpenRead(zip);
-        ZipArchiveEntry entry = archive.Entries.Single(e => e.FullName.EndsWith(name, StringComparison.Ordinal));
-        using var memory = new MemoryStream();
-        using (Stream stream = entry.Open()) stream.CopyTo(memory);
-        return memory.ToArray();
     }
 }

@@ -21,6 +21,9 @@ public sealed class AudioClassificationTransformer : ClassificationTransformer
     /// <summary>Name of the column of sounds that is read.</summary>
     public string AudioColumn => InputColumns[0];
 
+    /// <summary>What is done to a sound before the network reads it.</summary>
+    public AudioProcessor Processor => ((AudioEncoder)Inner.Encoder).Processor;
+
     /// <summary>Rows that could not be read and got no scores, since the transformer was made.</summary>
     public long SkippedSounds => Skipped;
 
