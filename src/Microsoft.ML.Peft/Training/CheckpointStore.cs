@@ -157,6 +157,7 @@ internal sealed class CheckpointStore
         identity["parameters"] = Hex(SHA256.HashData(Encoding.UTF8.GetBytes(string.Join('\n', model.Parameters.Where(p => p.Saved).Select(p => p.Name)))));
         identity["rows"] = rows.Count.ToString(CultureInfo.InvariantCulture);
         identity["data"] = DataHash(rows);
+        if (rows[0].Input?.Settings is { Length: > 0 } settings) identity["input"] = settings;
         return identity;
     }
 

@@ -38,6 +38,9 @@ public abstract class ExampleInput
     /// <summary>Bytes by which a resumed run knows the same data again, such as a hash of the file.</summary>
     public abstract ReadOnlyMemory<byte> Fingerprint { get; }
 
+    /// <summary>How rows become numbers, in words that a resumed run must find the same.</summary>
+    public virtual string Settings => "";
+
     /// <summary>Makes the numbers; called from many threads at once.</summary>
     /// <param name="draw">What augmentation draws from; null to take the row as it is.</param>
     /// <param name="place">Gives the place to write to; called once.</param>

@@ -163,6 +163,7 @@ public sealed class MediaCliTests : CliRuns
         Succeeds(Call("whole.zip"));
         CollectionAssert.AreEqual(Entry(At("whole.zip"), "adapter.safetensors"), Entry(At("resumed.zip"), "adapter.safetensors"));
         Assert.AreEqual(Json("whole.zip.json")["losses"]!.ToJsonString(), Json("resumed.zip.json")["losses"]!.ToJsonString());
+        Fails(1, [.. Call("resumed.zip", "--checkpoints", At("kept"), "--resume"), "--no-augmentation"], "belongs to another run", "input:");
         // Other pictures under the same names are other data.
         File.Copy(TinyMedia.Picture(2, 3), Directory.GetFiles(At("train/praise"), "*.png").Order(StringComparer.Ordinal).First(f => !Path.GetFileName(f).StartsWith('.')), overwrite: true);
         Fails(1, Call("resumed.zip", "--checkpoints", At("kept"), "--resume"), "belongs to another run", "data:");

@@ -50,6 +50,9 @@ internal sealed class AudioEncoder : MediaEncoder<AudioClip>
 
     public override bool Augments => _augmentation is not null;
 
+    protected override Dictionary<string, object?> Choices =>
+        new() { ["rate"] = _processor.Rate, ["length"] = _processor.Length, ["seconds"] = _seconds, ["augmentation"] = _augmentation };
+
     public override AudioClip Decode(byte[] encoded, string source) => AudioReader.Default.Read(encoded, source);
 
     // What is too short for a frame is found here.

@@ -45,6 +45,9 @@ internal sealed class ImageRowEncoder : MediaEncoder<PixelImage>
 
     public override bool Augments => _augmentation is not null || _mixing is not null;
 
+    protected override Dictionary<string, object?> Choices =>
+        new() { ["processor"] = Processor.ToJson(), ["augmentation"] = _augmentation, ["mixing"] = _mixing };
+
     /// <summary>The processor of a backbone, perhaps for images of another size.</summary>
     /// <param name="files">The backbone's files.</param>
     /// <param name="config">Its geometry.</param>

@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Text.Json;
 using Microsoft.ML.Peft.Training;
 using Microsoft.ML.Runtime;
 
@@ -11,6 +12,9 @@ namespace Microsoft.ML.Peft.Tasks;
 /// <param name="room">Bytes of decoded training rows that are kept.</param>
 internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncoder<MediaRow<T>> where T : class
 {
+    private static readonly JsonSerializerOptions _json = new() { IncludeFields = true };
+    private string? _settings;
+
     // Enough for a few batches; a window of large pictures must fit into memory.
     public override int Window => 64;
 
@@ -40,6 +44,12 @@ internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncode
 
     /// <summary>True where training sees other numbers at each draw.</summary>
     public abstract bool Augments { get; }
+
+    /// <summary>How rows become numbers, in words that a resumed run must find the same.</summary>
+    public string Settings => _settings ??= JsonSerializer.Serialize(Choices, _json);
+
+    /// <summary>What decides how a row is seen in training, by name.</summary>
+    protected abstract Dictionary<string, object?> Choices { get; }
 
     /// <summary>Decodes a file's bytes.</summary>
     /// <param name="encoded">The bytes.</param>

@@ -28,6 +28,8 @@ internal sealed class MediaInput<T>(MediaEncoder<T> encoder, MediaRow<T> row) : 
 
     public override bool Varies => encoder.Augments;
 
+    public override string Settings => encoder.Settings;
+
     public override ReadOnlyMemory<byte> Fingerprint => _fingerprint;
 
     private int Measured()
