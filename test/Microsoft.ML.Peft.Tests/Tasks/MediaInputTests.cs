@@ -90,6 +90,35 @@ public sealed class MediaInputTests : OneThread
         StringAssert.Contains(Assert.Throws<ArgumentException>(() => TinyTask.Audio.Train(_ml, samples)).Message, "SampleRate");
     }
 
+    [TestMethod]
+    [DataRow("layer", "true")]
+    [DataRow("group", "false")]
+    public void SoundsOfEveryLengthAreScoredAsIfAlone(string norm, string masked)
+    {
+        string folder = TinyNetwork.Write(Path.Combine(_folder, "waves"), TinyNetwork.WaveConfig.Replace("NORM", norm, StringComparison.Ordinal),
+            TinyNetwork.WaveProcessor.Replace("MASK", masked, StringComparison.Ordinal));
+        Review[] rows = TinyTexts.Rows(30);
+        using ClassificationTransformer model = TinyTask.Audio.Train(_ml, _ml.Data.LoadFromEnumerable(rows), o =>
+        {
+            o.BackboneFolder = folder;
+            ((AudioClassificationOptions)o).Augmentation = null;
+        });
+        Assert.IsTrue(model.Training!.Losses.All(double.IsFinite));
+        float[][] together = TinyTexts.Scores(model, _ml.Data.LoadFromEnumerable(rows));
+        for (int i = 0; i < rows.Length; i += 5)
+            Assert.IsLessThan(1e-4, TinyTexts.Gap([together[i]], TinyTexts.Scores(model, _ml.Data.LoadFromEnumerable((Review[])[rows[i]]))), $"row {i}");
+        // Of one length: padded with a mask, or with silence that the network hears.
+        using ClassificationTransformer cut = TinyTask.Audio.Train(_ml, _ml.Data.LoadFromEnumerable(rows), o =>
+        {
+            o.BackboneFolder = folder;
+            (((AudioClassificationOptions)o).Augmentation, ((AudioClassificationOptions)o).Seconds) = (null, 0.4);
+        });
+        _ml.Model.Save(cut, _ml.Data.LoadFromEnumerable(rows).Schema, Path.Combine(_folder, "cut.zip"));
+        using var loaded = (AudioClassificationTransformer)_ml.Model.Load(Path.Combine(_folder, "cut.zip"), out _);
+        Assert.AreEqual(6400, loaded.Processor.Length);
+        TinyTexts.AreSame(TinyTexts.Scores(cut, _ml.Data.LoadFromEnumerable(rows)), TinyTexts.Scores(loaded, _ml.Data.LoadFromEnumerable(rows)));
+    }
+
     private string Bad(string name, byte[] content)
     {
         string path = Path.Combine(_folder, name);

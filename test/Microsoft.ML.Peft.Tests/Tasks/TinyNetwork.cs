@@ -32,6 +32,17 @@ internal static class TinyNetwork
         "mean": -4.27, "std": 4.57, "sampling_rate": 16000, "padding_value": 0.0, "return_attention_mask": false}
         """;
 
+    public const string WaveConfig = """
+        {"model_type": "wav2vec2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "conv_dim": [8, 8, 8, 8], "conv_kernel": [10, 4, 4, 4], "conv_stride": [5, 4, 4, 4], "feat_extract_norm": "NORM", "do_stable_layer_norm": true,
+        "num_conv_pos_embeddings": 6, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "vocab_size": 12}
+        """;
+
+    public const string WaveProcessor = """
+        {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "do_normalize": true, "sampling_rate": 16000,
+        "padding_value": 0.0, "return_attention_mask": MASK}
+        """;
+
     /// <summary>Writes a folder.</summary>
     /// <param name="folder">Where to.</param>
     /// <param name="config">Content of config.json.</param>
