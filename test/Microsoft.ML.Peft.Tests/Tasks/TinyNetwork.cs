@@ -79,7 +79,7 @@ internal static class TinyNetwork
         {
             Tensor noise = new Draws(seed, name).Normal(shape.Length > 1 ? 0.2 : 0.1, shape);
             Tensor made = shape.Length == 1 && name.EndsWith(".weight", StringComparison.Ordinal) ? noise + 1 : noise;
-            Writer.Add(name, made);
+            AdapterTensors.Add(Writer, name, made);
             return made;
         }
     }
