@@ -118,7 +118,7 @@ internal static class CompareCommand
         string task = call.GetValue(_task)!;
         if (!known.Contains(task)) throw new UsageException($"--task: unknown task '{task}'.{NearNames.Hint(task, known)} Known: {string.Join(", ", known)}.");
         if (IsText(call) && (call.GetValue(_text) is null || call.GetValue(_label) is null)) throw new UsageException("Texts need --text and --label.");
-        if (!IsText(call) && call.GetValue(_rows) > 0 && Directory.Exists(call.GetValue(_data))) throw new UsageException("--rows cuts tables, and --data is a folder; leave --rows out.");
+        if (!IsText(call) && call.GetValue(_rows) > 0) throw new UsageException("--rows cuts tables of texts; leave it out for images and sounds.");
     }
 
     // lora@5e-3:rank=16 -> lora, 5e-3
