@@ -385,7 +385,7 @@ public sealed class MediaInputTests : OneThread
         Assert.IsNull(folder.TaskType);
         CollectionAssert.AreEqual(new[] { "classifier" }, folder.Config["modules_to_save"]!.AsArray().Select(n => (string)n!).ToArray());
         using SafetensorsFile file = SafetensorsFile.Open(Path.Combine(_folder, "adapter_model.safetensors"));
-        CollectionAssert.Contains(file.Names.ToArray(), "base_model.model.vit.encoder.layer.0.attention.attention.query.lora_A.weight");
+        CollectionAssert.Contains(file.Names.ToArray(), "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight");
         CollectionAssert.Contains(file.Names.ToArray(), "base_model.model.classifier.weight");
     }
 }
