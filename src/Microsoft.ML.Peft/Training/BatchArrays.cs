@@ -43,6 +43,9 @@ internal sealed class BatchArrays
 
     public bool Padded { get; private set; }
 
+    /// <summary>True to let the network mask frames in training.</summary>
+    public bool MasksFrames => Rows[0].Input is { MasksFrames: true };
+
     /// <summary>True to fit the network's position table to inputs of another size.</summary>
     public bool FitsPositions => Rows[0].Input is { FitsPositions: true };
 

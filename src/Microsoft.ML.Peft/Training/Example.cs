@@ -76,7 +76,7 @@ public sealed class MiniBatch
             Tensor values = On(tensor(arrays.Values, arrays.Shape));
             return arrays.Kind == BackboneInput.Images
                 ? TokenBatch.OfImages(values, arrays.FitsPositions)
-                : TokenBatch.OfSound(values, arrays.Padded ? On(tensor(arrays.Mask, [arrays.Shape[0], arrays.Shape[1]])) : null) with { InterpolatePositions = arrays.FitsPositions };
+                : TokenBatch.OfSound(values, arrays.Padded ? On(tensor(arrays.Mask, [arrays.Shape[0], arrays.Shape[1]])) : null) with { InterpolatePositions = arrays.FitsPositions, MaskFrames = arrays.MasksFrames };
         }
         long[] shape = [arrays.Rows.Count, arrays.Tokens];
         Tensor Make(long[] numbers) => On(tensor(numbers, shape));

@@ -32,6 +32,9 @@ public abstract class ExampleInput
     /// <summary>True to fit the network's position table to inputs of another size than its own.</summary>
     public virtual bool FitsPositions => false;
 
+    /// <summary>True to let a network that masks frames by itself do so in training.</summary>
+    public virtual bool MasksFrames => false;
+
     /// <summary>True where training sees other numbers at each draw (augmentation).</summary>
     public virtual bool Varies => false;
 

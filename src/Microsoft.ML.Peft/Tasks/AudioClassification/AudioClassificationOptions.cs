@@ -22,7 +22,10 @@ public sealed class AudioClassificationOptions : MediaClassificationOptions
     /// <summary>Seconds that every sound is cut or padded to; null for the backbone's own length, or for as long as each sound is.</summary>
     public double? Seconds;
 
-    /// <summary>Masks of times and frequencies while training, for backbones that read spectrograms; null for none.</summary>
+    /// <summary>
+    /// Masks of times and frequencies while training; null for none. Backbones that read samples (wav2vec 2.0) mask frames as their
+    /// configuration says, whatever the numbers here.
+    /// </summary>
     public SpecAugment? Augmentation;
 
     /// <summary>What becomes of rows whose sound cannot be read.</summary>

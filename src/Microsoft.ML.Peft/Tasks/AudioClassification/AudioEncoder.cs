@@ -48,6 +48,8 @@ internal sealed class AudioEncoder : MediaEncoder<AudioClip>
 
     public override bool FitsPositions => _seconds is not null;
 
+    public override bool MasksFrames => _augmentation is not null;
+
     public override bool Augments => _augmentation is not null;
 
     protected override Dictionary<string, object?> Choices =>

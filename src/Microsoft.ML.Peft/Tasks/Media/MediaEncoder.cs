@@ -42,6 +42,8 @@ internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncode
 
     public virtual bool FitsPositions => false;
 
+    public virtual bool MasksFrames => false;
+
     /// <summary>True where training sees other numbers at each draw.</summary>
     public abstract bool Augments { get; }
 

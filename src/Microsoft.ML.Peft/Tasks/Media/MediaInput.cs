@@ -26,6 +26,8 @@ internal sealed class MediaInput<T>(MediaEncoder<T> encoder, MediaRow<T> row) : 
 
     public override bool FitsPositions => encoder.FitsPositions;
 
+    public override bool MasksFrames => encoder.MasksFrames;
+
     public override bool Varies => encoder.Augments;
 
     public override string Settings => encoder.Settings;
