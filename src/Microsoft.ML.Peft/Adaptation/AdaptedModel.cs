@@ -61,6 +61,7 @@ public sealed class AdaptedModel : IDisposable
     {
         // Masks that are given (recorded ones, in tests) are as large as all tokens.
         pass.FirstTokenOnly = Head.ReadsFirstTokenOnly && pass.DropWith is null;
+        pass.KeepHiddenStates |= Head.ReadsHiddenStates;
         Adaptation?.BeforePass(pass, batch);
         Tensor scores = Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
         if (pass.Training && is_grad_enabled()) Adaptation?.Scored(this, pass, batch, scores);

@@ -24,6 +24,9 @@ public abstract class Head : IDisposable
     /// <summary>True where the head reads nothing but <see cref="BackboneOutput.First"/>.</summary>
     public virtual bool ReadsFirstTokenOnly => false;
 
+    /// <summary>True where the head reads <see cref="BackboneOutput.HiddenStates"/>, which the pass then keeps.</summary>
+    public virtual bool ReadsHiddenStates => false;
+
     /// <summary>Scores of a batch.</summary>
     /// <param name="backbone">The backbone that ran (heads may need its pooler or tied tables).</param>
     /// <param name="output">What it gave.</param>

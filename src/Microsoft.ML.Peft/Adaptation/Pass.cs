@@ -5,6 +5,16 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
+/// <summary>Rows and columns of the places of a map, which stand in a sequence row by row.</summary>
+/// <param name="Rows">Rows.</param>
+/// <param name="Columns">Columns.</param>
+/// <param name="WholeWindows">See <see cref="Backbones.TokenBatch.WholeWindows"/>.</param>
+public sealed record MapGrid(long Rows, long Columns, bool WholeWindows = false)
+{
+    /// <summary>Number of places.</summary>
+    public long Places => Rows * Columns;
+}
+
 /// <summary>Which tokens of a padded batch are real.</summary>
 public sealed class Layout
 {
@@ -29,6 +39,9 @@ public sealed class Layout
     /// <summary>True where the batch has padding.</summary>
     public bool Padded { get; }
 
+    /// <summary>The map that the rows' own tokens are the places of, in networks of stages; else null.</summary>
+    public MapGrid? Grid { get; init; }
+
     /// <summary>Number of tokens that are not the row's own; they stand together.</summary>
     public int Inserted { get; }
 
@@ -52,7 +65,7 @@ public sealed class Layout
             throw new NotSupportedException($"Tokens stand after {InsertedAt} own tokens already; others after {at} cannot be inserted too. Give both prompts the same order.");
         Tensor front = Mask.narrow(1, 0, at), rest = Mask.narrow(1, at, Tokens - at);
         Tensor mask = cat([front, ones([Batch, count], dtype: Mask.dtype, device: Mask.device), rest], 1);
-        return new Layout(mask, Padded, Inserted + count, at, ReadsInserted || readsInserted) { Past = Past };
+        return new Layout(mask, Padded, Inserted + count, at, ReadsInserted || readsInserted) { Past = Past, Grid = Grid };
     }
 
     /// <summary>The row's own tokens of <c>[batch, tokens, ...]</c>: without the inserted ones.</summary>
@@ -78,7 +91,7 @@ public sealed class Layout
 
     /// <summary>The layout of some rows of the batch.</summary>
     /// <param name="rows">Row numbers, int64 <c>[rows]</c>.</param>
-    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted, InsertedAt, ReadsInserted) { Past = Past?.index_select(0, rows) };
+    public Layout Rows(Tensor rows) => new(Mask.index_select(0, rows), Padded, Inserted, InsertedAt, ReadsInserted) { Past = Past?.index_select(0, rows), Grid = Grid };
 
     /// <summary>Added to attention scores: 0 for real keys, the lowest number for padding, <c>[batch, 1, 1, tokens]</c>; null without padding.</summary>
     /// <param name="dtype">Type of the scores.</param>
@@ -194,6 +207,11 @@ public sealed class Pass
         _shared[key] = made;
         return made;
     }
+
+    private readonly HashSet<object> _done = [];
+
+    /// <summary>True at the first call with a key, also where a layer runs again in the backward pass: for what a pass does once.</summary>
+    internal bool FirstTime(object key) => _done.Add(key);
 
     /// <summary>What projections of one input share, until the next ones do.</summary>
     internal SharedProduct? Together { get; private set; }

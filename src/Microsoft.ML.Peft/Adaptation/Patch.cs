@@ -89,6 +89,12 @@ public abstract class WeightPatch : Patch
         return (weight, b);
     }
 
+    /// <summary>
+    /// Running mean and variance of the patch's own, at a <see cref="BatchNorm"/> that it trains: a training pass normalises by its
+    /// own batch then, moves these, and <see cref="Rewrite"/> speaks of the bare norm. Null to keep the frozen ones.
+    /// </summary>
+    public virtual (NamedParameter Mean, NamedParameter Variance)? Statistics => null;
+
     /// <summary>The patched function; only for <see cref="PatchForm.Around"/>.</summary>
     /// <param name="x">Input of the site.</param>
     /// <param name="next">The site without this patch.</param>

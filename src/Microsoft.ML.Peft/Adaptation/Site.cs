@@ -33,10 +33,18 @@ public enum SiteRole
     OtherProjection,
     /// <summary>The convolution that makes tokens of an image's patches.</summary>
     PatchEmbedding,
+    /// <summary>A convolution over places, each channel by itself.</summary>
+    DepthwiseConvolution,
     /// <summary>Any other convolution.</summary>
     OtherConvolution,
+    /// <summary>The linear map or convolution between two stages, which leaves fewer places and more channels.</summary>
+    StageProjection,
+    /// <summary>Norm between two stages, or at the end of one.</summary>
+    StageNorm,
     /// <summary>Any other norm.</summary>
     OtherNorm,
+    /// <summary>Factors of attention scores, one a head.</summary>
+    AttentionScale,
     /// <summary>Norm beside the attention part.</summary>
     AttentionNorm,
     /// <summary>Norm beside the attention of a decoder to its encoder; its projections have the roles of other attention.</summary>
@@ -214,6 +222,9 @@ public sealed class AttentionCore : Site
 
     /// <summary>Factor on the products of queries and keys.</summary>
     public double Scale { get; init; }
+
+    /// <summary>True where tokens attend inside of windows, which stand in the batch's place then: <c>[batch · windows, heads, tokens of a window, head width]</c>.</summary>
+    public bool Windowed { get; init; }
 
     /// <summary>Runs attention with the patch that the pass wears here.</summary>
     /// <param name="input">Queries, keys, values and mask.</param>

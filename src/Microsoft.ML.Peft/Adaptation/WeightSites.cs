@@ -152,7 +152,7 @@ public sealed class Projection : WeightSite
 }
 
 /// <summary>A layer norm over the last axis, or its root-mean-square form, which neither subtracts the mean nor shifts.</summary>
-public sealed class Norm : WeightSite
+public class Norm : WeightSite
 {
     /// <summary>Makes a norm over frozen tensors.</summary>
     /// <param name="name">Hugging Face module path.</param>

@@ -59,6 +59,9 @@ public abstract partial class Backbone
             OverTime = overTime,
         });
 
+    private protected BatchNorm AddBatchNorm(string name, SiteRole role, int layer, long width) => Add(new BatchNorm(
+        name, role, layer, Load(name + ".weight", width), Load(name + ".bias", width), Load(name + ".running_mean", width), Load(name + ".running_var", width)));
+
     private protected Embedding AddEmbedding(string name, SiteRole role, long rows, long width, int layer = -1, string? stored = null) =>
         Add(new Embedding(name, role, layer, Load((stored ?? name) + ".weight", rows, width)));
 
@@ -67,6 +70,13 @@ public abstract partial class Backbone
 
     private protected Constant AddConstant(string name, SiteRole role, int layer, long[] shape) =>
         Add(new Constant(name, role, layer, Load(name, shape)));
+
+    private protected Convolution AddConvolution(string name, SiteRole role, int layer, long[] shape, long stride = 1, long padding = 0, int groups = 1, bool bias = true)
+    {
+        long[] kernel = shape[2..];
+        return Add(new Convolution(name, role, layer, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null,
+            [.. kernel.Select(_ => stride)], [.. kernel.Select(_ => padding)], groups));
+    }
 
     private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, bool bias, params long[] shape) =>
         Add(new Convolution(name, role, -1, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null, stride));

@@ -50,7 +50,24 @@ public abstract partial class Backbone : IDisposable
     public virtual bool PostNorm => _sites.All(s => s.Role != SiteRole.FinalNorm);
 
     /// <summary>Number of frozen numbers.</summary>
-    public long ParameterCount => _owned.Sum(t => t.numel()) + _quantised.Sum(q => q.Shape[0] * q.Shape[1]);
+    public long ParameterCount => _owned.Sum(t => t.numel()) + _quantised.Sum(q => q.Shape[0] * q.Shape[1])
+        - _sites.OfType<BatchNorm>().Sum(norm => norm.Mean.numel() + norm.Variance.numel());
+
+    /// <summary>Width of the hidden states at a layer: that of its stage where stages differ.</summary>
+    /// <param name="layer">Layer number; below 0 for the embeddings, the layer count for what stands after.</param>
+    public virtual int WidthAt(int layer) => Config.HiddenSize;
+
+    /// <summary>True where the hidden states of all layers have the same width and the same places.</summary>
+    public virtual bool HasOneWidth => true;
+
+    /// <summary>
+    /// The maps of the stages, <c>[batch, channels, rows, columns]</c>: that of the embeddings first, then each stage's at its end. The
+    /// pass must have kept the hidden states.
+    /// </summary>
+    /// <param name="output">What <see cref="Forward"/> gave, with <see cref="BackboneOutput.HiddenStates"/>.</param>
+    /// <exception cref="NotSupportedException">The network has no stages.</exception>
+    public virtual IReadOnlyList<Tensor> StageMaps(BackboneOutput output) =>
+        throw new NotSupportedException($"A {Config.ModelType} backbone has no stages with maps of their own.");
 
     /// <summary>Tensors of the file that the network does not use: heads of other tasks, buffers, or a sign of a wrong file.</summary>
     public IReadOnlyList<string> UnusedTensors { get; private set; } = [];
@@ -299,13 +316,13 @@ public abstract partial class Backbone : IDisposable
     /// <param name="layers">Numbers of this network's layers.</param>
     /// <returns>A backbone of its own; dispose it when done, this one stays usable.</returns>
     /// <exception cref="ArgumentException">There is no such layer, or no layer is named.</exception>
-    /// <exception cref="NotSupportedException">Layers of this family cannot be stacked anew: they are shared, or in two stacks.</exception>
+    /// <exception cref="NotSupportedException">Layers of this family cannot be stacked anew: they are shared, in two stacks, or in stages.</exception>
     public Backbone Restacked(IReadOnlyList<int> layers)
     {
         if (layers.Count == 0 || layers.Any(layer => layer < 0 || layer >= Config.LayerCount))
             throw new ArgumentException($"The layers [{string.Join(", ", layers)}] cannot be stacked; this {Config.ModelType} backbone has the layers 0 to {Config.LayerCount - 1}.", nameof(layers));
         if (!LayersStandAlone)
-            throw new NotSupportedException($"The layers of a {Config.ModelType} backbone cannot be stacked anew: they are shared, or there are two stacks of them.");
+            throw new NotSupportedException($"The layers of a {Config.ModelType} backbone cannot be stacked anew: they are shared, or in two stacks, or in stages of different widths.");
         Backbone other = BackboneLoader.Rebuild(Config with { LayerCount = layers.Count }, new RestackedWeights(new SharedWeights(this, new Dictionary<Site, (Tensor, Tensor?)>()), layers));
         other.Placed(Device, UnusedTensors);
         return other;

@@ -42,6 +42,11 @@ public static class BackboneLoader
         ["blip-2"] = new("qformer", QFormerBackbone.ReadConfig, (c, w) => new QFormerBackbone(c, w)),
         ["blip_2_qformer"] = new("qformer", QFormerBackbone.ReadConfig, (c, w) => new QFormerBackbone(c, w)),
         ["deit"] = new("deit", raw => ViTBackbone.ReadConfig(raw, "deit"), (c, w) => new ViTBackbone(c, w)),
+        ["swin"] = new("swin", raw => WindowedBackbone.ReadConfig(raw, "swin"), (c, w) => new SwinBackbone(c, w)),
+        ["swinv2"] = new("swinv2", SwinV2Backbone.ReadConfig, (c, w) => new SwinV2Backbone(c, w)),
+        ["convnext"] = new("convnext", ConvNextBackbone.ReadConfig, (c, w) => new ConvNextBackbone(c, w)),
+        ["resnet"] = new("resnet", ResNetBackbone.ReadConfig, (c, w) => new ResNetBackbone(c, w)),
+        ["segformer"] = new("segformer", SegformerBackbone.ReadConfig, (c, w) => new SegformerBackbone(c, w)),
         ["gpt2"] = new("transformer", Gpt2Backbone.ReadConfig, (c, w) => new Gpt2Backbone(c, w), Causal: true),
         ["llama"] = new("model", LlamaBackbone.ReadConfig, (c, w) => new LlamaBackbone(c, w), Causal: true),
     };
@@ -155,7 +160,8 @@ public static class BackboneLoader
 
     // Made anew by the network itself, or further names of one tensor; older files store them.
     private static bool IsBuffer(string name) =>
-        ((string[])["position_ids", "relative_position_index", "coder.embed_tokens.weight", ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
+        ((string[])["position_ids", "relative_position_index", ".relative_coords_table", ".num_batches_tracked", "coder.embed_tokens.weight",
+            ".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"]).Any(end => name.EndsWith(end, StringComparison.Ordinal));
 
     private sealed class Recorder(CheckpointFolder folder) : IWeightSource
     {

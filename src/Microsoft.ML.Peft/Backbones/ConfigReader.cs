@@ -36,6 +36,14 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
         return numbers.Length > 0 && numbers.All(n => n >= least) ? numbers : throw Bad(name, node, $"a list of whole numbers of at least {least}");
     }
 
+    /// <summary>A list of one number a stage.</summary>
+    public int[] Stages(string name, int[] missing, int count, int least = 1)
+    {
+        int[] numbers = Ints(name, missing, least);
+        return numbers.Length == count ? numbers
+            : throw new Checkpoints.CheckpointFormatException($"config.json: field '{name}' has {numbers.Length} numbers [{string.Join(", ", numbers)}]; expected {count}, one a stage.");
+    }
+
     public double Share(string name, double missing)
     {
         double number = Number(name, missing);

@@ -65,6 +65,12 @@ public sealed record TokenBatch(Tensor Ids, Tensor Mask, Tensor? TypeIds = null,
     /// <summary>True to mask spans of frames while training, as the network's configuration says (wav2vec 2.0); they follow from the pass's seed.</summary>
     public bool MaskFrames { get; init; }
 
+    /// <summary>
+    /// True to pad a map that is not larger than a window to a whole window, and to shift there too, as Hugging Face's
+    /// <c>SwinBackbone</c> does; false to shrink the window to such a map, as its classifiers do.
+    /// </summary>
+    public bool WholeWindows { get; init; }
+
     /// <summary>A batch of images; the network itself says how many tokens they make, none of which is padding.</summary>
     /// <param name="pixels">Normalised images <c>[batch, channels, height, width]</c>, or videos <c>[batch, frames, channels, height, width]</c>.</param>
     /// <param name="interpolatePositions">True to fit position tables to images of another size than the network's.</param>

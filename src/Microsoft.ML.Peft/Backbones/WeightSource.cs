@@ -39,6 +39,7 @@ internal sealed class SharedWeights : IWeightSource
             bool transposed = site is Projection { StoredTransposed: true };
             _tensors[site.Name + site.WeightSuffix] = transposed ? weight.t() : weight;
             if (bias is not null) _tensors[site.BiasName] = bias;
+            if (site is BatchNorm norm) (_tensors[site.Name + ".running_mean"], _tensors[site.Name + ".running_var"]) = (norm.Mean, norm.Variance);
         }
     }
 

@@ -83,7 +83,8 @@ public sealed class PartialTuningOptions : PeftMethod
         {
             NamedParameter? scale = weight ? adaptation.Add($"{backbone.PathOf(site)}.weight", TrainedCopies.Copy(site.Weight)) : null;
             NamedParameter? shift = bias ? TrainedCopies.Bias(adaptation, site) : null;
-            adaptation.Attach(site, scale is null ? new BiasPatch(shift!) : new CopyPatch(scale, shift));
+            adaptation.Attach(site, scale is null ? new BiasPatch(shift!)
+                : new CopyPatch(scale, shift, RunningStatistics.Of(adaptation, site, backbone.PathOf(site))));
         }
         return adaptation;
     }

@@ -45,7 +45,7 @@ public sealed class LayerNormTuningOptions : SiteMethod
     /// <inheritdoc/>
     [JsonIgnore]
     protected override IReadOnlyList<SiteRole> DefaultRoles =>
-        [SiteRole.EmbeddingNorm, SiteRole.AttentionNorm, SiteRole.FeedForwardNorm, SiteRole.FinalNorm];
+        [SiteRole.EmbeddingNorm, SiteRole.AttentionNorm, SiteRole.FeedForwardNorm, SiteRole.StageNorm, SiteRole.OtherNorm, SiteRole.FinalNorm];
 
     /// <inheritdoc/>
     protected override bool Adapts(WeightSite site) => site is Norm;
@@ -55,7 +55,7 @@ public sealed class LayerNormTuningOptions : SiteMethod
     {
         NamedParameter weight = Add(adaptation, $"{path}.ln_tuning_layers.weight", TrainedCopies.Copy(site.Weight));
         NamedParameter? bias = site.Bias is null ? null : Add(adaptation, $"{path}.ln_tuning_layers.bias", TrainedCopies.Copy(site.Bias));
-        adaptation.Attach(site, new CopyPatch(weight, bias));
+        adaptation.Attach(site, new CopyPatch(weight, bias, RunningStatistics.Of(adaptation, site, $"{path}.ln_tuning_layers")));
     }
 
     /// <inheritdoc/>

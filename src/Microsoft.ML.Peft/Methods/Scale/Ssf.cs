@@ -53,7 +53,8 @@ public sealed class SsfOptions : SiteMethod
     [
         SiteRole.PatchEmbedding, SiteRole.EmbeddingNorm, SiteRole.EmbeddingProjection, SiteRole.Query, SiteRole.Key, SiteRole.Value,
         SiteRole.QueryKeyValue, SiteRole.AttentionOutput, SiteRole.FeedForwardUp, SiteRole.FeedForwardGate, SiteRole.FeedForwardDown,
-        SiteRole.AttentionNorm, SiteRole.CrossAttentionNorm, SiteRole.FeedForwardNorm, SiteRole.FinalNorm,
+        SiteRole.AttentionNorm, SiteRole.CrossAttentionNorm, SiteRole.FeedForwardNorm, SiteRole.FinalNorm, SiteRole.DepthwiseConvolution,
+        SiteRole.OtherConvolution, SiteRole.StageProjection, SiteRole.StageNorm, SiteRole.OtherNorm,
     ];
 
     /// <inheritdoc/>

@@ -60,6 +60,11 @@ internal sealed record FamilyHead(string Output = "classifier")
         {
             Variant = config => ViTBackbone.HasTeacherHead(config) ? new("cls_classifier") { Second = _ => "distillation_classifier" } : null,
         },
+        ["swin"] = new(),
+        ["swinv2"] = new(),
+        ["convnext"] = new(),
+        ["segformer"] = new(),
+        ["resnet"] = new("classifier.1"),
     };
 
     /// <summary>The head of a family; a linear map named <c>classifier</c> where nothing else is known.</summary>

@@ -37,6 +37,8 @@ public sealed partial class SequenceClassificationHead : Head
         BackboneConfig config = backbone.Config;
         if (backbone.Causal && pooling == Pooling.FirstToken)
             throw new ArgumentException($"Pooling.FirstToken: the first token of a {config.ModelType} backbone sees nothing of the text; use Family (the last token) or Mean.", nameof(pooling));
+        if (config.Input != BackboneInput.Text && backbone.LeadingTokens == 0 && pooling == Pooling.FirstToken)
+            throw new ArgumentException($"Pooling.FirstToken: no token of a {config.ModelType} backbone stands for the row; use Family or Mean.", nameof(pooling));
         _pooling = pooling;
         _dropout = dropout ?? config.ClassifierDropout ?? config.HiddenDropout;
         string family = pooling == Pooling.Family ? config.ModelType : "";
