@@ -81,13 +81,6 @@ public abstract partial class Backbone
     private protected Convolution AddConvolution(string name, SiteRole role, long[] stride, bool bias, params long[] shape) =>
         Add(new Convolution(name, role, -1, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null, stride));
 
-    private protected Convolution AddConvolution(string name, SiteRole role, int layer, long[] shape, long stride = 1, long padding = 0, int groups = 1, bool bias = true)
-    {
-        long[] kernel = shape[2..];
-        return Add(new Convolution(name, role, layer, Load(name + ".weight", shape), bias || Made(name + ".bias") ? Load(name + ".bias", shape[0]) : null,
-            [.. kernel.Select(_ => stride)], [.. kernel.Select(_ => padding)], groups));
-    }
-
     private protected Sequence AddWordSequence() => Add(new Sequence("embeddings.word_sequence", SiteRole.WordSequence, -1));
 
     private protected Sequence AddEmbeddingSequence() => Add(new Sequence("embeddings", SiteRole.EmbeddingSequence, -1));
