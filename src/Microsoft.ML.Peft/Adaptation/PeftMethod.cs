@@ -149,4 +149,14 @@ public abstract class PeftMethod
     /// <param name="allowed">What is allowed.</param>
     protected ArgumentException Invalid(string option, object? value, string allowed) =>
         new($"{GetType().Name}.{option} is {value ?? "null"}; allowed is {allowed}.", option);
+
+    /// <summary>Refuses networks of stages, for methods that need one width and the same tokens in all layers.</summary>
+    /// <param name="backbone">The frozen network.</param>
+    /// <exception cref="ArgumentException">The hidden states of its layers differ in width.</exception>
+    protected void NeedsOneWidth(Backbone backbone)
+    {
+        if (!backbone.HasOneWidth)
+            throw new ArgumentException(
+                $"{Id} needs layers of one width over the same tokens, and the stages of a {backbone.Config.ModelType} backbone differ in both; use a method that works layer by layer, such as lora, bottleneck or ssf.");
+    }
 }

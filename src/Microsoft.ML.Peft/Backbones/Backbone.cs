@@ -60,6 +60,9 @@ public abstract partial class Backbone : IDisposable
     /// <summary>True where the hidden states of all layers have the same width and the same places.</summary>
     public virtual bool HasOneWidth => true;
 
+    /// <summary>False where the hidden states are the places of a map, among which no further tokens can stand.</summary>
+    public virtual bool TakesTokens => true;
+
     /// <summary>
     /// The maps of the stages, <c>[batch, channels, rows, columns]</c>: that of the embeddings first, then each stage's at its end. The
     /// pass must have kept the hidden states.

@@ -29,7 +29,8 @@ public sealed class ResNetBackbone : StagedBackbone
     public ResNetBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights, Sizes(config.Raw).Depths, Sizes(config.Raw).Widths)
     {
         var read = new ConfigReader(config.Raw);
-        _activation = Activations.Get(config.Activation);
+        // The gradient arrives in the order of maps, which libtorch 1.13's own GELU takes wrong.
+        _activation = config.Activation is "gelu" or "gelu_python" ? x => x * 0.5 * (1 + (x * Math.Sqrt(0.5)).erf()) : Activations.Get(config.Activation);
         _halvesFirst = read.Flag("downsample_in_first_stage", false);
         _stemWidth = config.EmbeddingSize;
         string type = read.Text("layer_type", "bottleneck");

@@ -40,6 +40,9 @@ public abstract class StagedBackbone : Backbone
     /// <inheritdoc/>
     public override bool HasOneWidth => false;
 
+    /// <inheritdoc/>
+    public override bool TakesTokens => false;
+
     private protected override bool LayersStandAlone => false;
 
     /// <summary>Channels of an image.</summary>

@@ -37,6 +37,10 @@ public abstract class WindowedBackbone : StagedBackbone
         _sequence = AddEmbeddingSequence();
     }
 
+    /// <inheritdoc/>
+    /// <remarks>They go along with every window, and what the windows made of them is averaged.</remarks>
+    public override bool TakesTokens => true;
+
     /// <summary>Geometry of the stages.</summary>
     internal sealed record Shape(int[] Depths, int[] Widths, int[] Heads, int Window);
 

@@ -201,10 +201,14 @@ public abstract class TargetedMethod : PeftMethod
         }
     }
 
-    private static IReadOnlyList<string> Candidates(Backbone backbone, WeightSite[] all) =>
-        TargetMatcher.Shorten(all.OfType<Projection>().Select(backbone.PathOf).Reverse(), []) is { Count: < 40 } few
+    // Linear maps; convolutions where there is none.
+    private static IReadOnlyList<string> Candidates(Backbone backbone, WeightSite[] all)
+    {
+        WeightSite[] sites = all.OfType<Projection>().Any() ? [.. all.OfType<Projection>()] : [.. all.OfType<Convolution>()];
+        return TargetMatcher.Shorten(sites.Select(backbone.PathOf).Reverse(), []) is { Count: < 40 } few
             ? [.. few.Order(StringComparer.Ordinal)]
-            : [.. all.OfType<Projection>().Select(site => site.Name)];
+            : [.. sites.Select(site => site.Name)];
+    }
 
     /// <summary>
     /// Which of the fields <c>exclude_modules</c> and <c>layers_to_transform</c> (with <c>layers_pattern</c>) the type's

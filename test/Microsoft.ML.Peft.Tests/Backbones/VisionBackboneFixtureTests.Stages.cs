@@ -1,6 +1,5 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
-using System.Text.Json;
 using System.Text.Json.Nodes;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
@@ -56,7 +55,7 @@ public sealed partial class VisionBackboneFixtureTests
         {
             passes[0].KeepHiddenStates = head.ReadsHiddenStates;
             // The head's own norm is not in training mode in the reference.
-            return Loss(head.FromFeatures(head.Features(backbone, backbone.Forward(c.Batch(), passes[0]), passes[0]), new Pass()), c["labels"]);
+            return Loss(head, head.FromFeatures(head.Features(backbone, backbone.Forward(c.Batch(), passes[0]), passes[0]), new Pass()), c["labels"]);
         });
     }
 
@@ -70,28 +69,28 @@ public sealed partial class VisionBackboneFixtureTests
         return head;
     }
 
-    private static Tensor Loss(Tensor scores, Tensor labels) =>
-        scores.dim() == 4 ? SegmentationHead.Loss(scores, labels) : nn.functional.cross_entropy(scores, labels);
+    private static Tensor Loss(Head head, Tensor scores, Tensor labels) =>
+        head is SegmentationHead places ? SegmentationHead.Loss(scores, labels, places.IgnoredLabel) : nn.functional.cross_entropy(scores, labels);
 
     private static void StagesEqual(VisionCase c, StagedBackbone backbone, Head? head)
     {
         // What a stage reads, behind what leads to it.
-        var inputs = backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.LayerSequence).ToDictionary(s => s.Layer, _ => new InputWatch());
+        var inputs = backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.LayerSequence).ToDictionary(s => s.Layer, _ => new StageInputWatch());
         var watched = backbone.Sites.OfType<Sequence>().Where(s => s.Role == SiteRole.LayerSequence).ToDictionary(s => (Site)s, s => (Patch)inputs[s.Layer]);
-        Dictionary<string, ShareWatch> shares = c.Named("attentions.").ToDictionary(layer => layer, _ => new ShareWatch());
-        foreach ((string layer, ShareWatch watch) in shares) watched[backbone.Sites.OfType<AttentionCore>().Single(s => s.Layer == int.Parse(layer))] = watch;
+        Dictionary<string, StageAttentionWatch> shares = c.Named("attentions.").ToDictionary(number => number, number => new StageAttentionWatch(Attention(backbone, int.Parse(number))));
+        foreach (StageAttentionWatch watch in shares.Values) watched[watch.Core] = watch;
         var pass = new Pass(new PatchTable(watched)) { KeepHiddenStates = true };
         BackboneOutput output = backbone.Forward(c.Batch(), pass);
         IReadOnlyList<Tensor> maps = backbone.StageMaps(output);
         foreach (int number in c.Named("hidden_states.").Select(int.Parse))
             c.Compare($"hidden_states.{number}", State(c, backbone, output, maps, inputs, number));
-        foreach (InputWatch input in inputs.Values) input.Seen?.Dispose();
+        foreach (StageInputWatch input in inputs.Values) input.Seen?.Dispose();
         foreach (string number in c.Named("stage_maps.")) c.Compare($"stage_maps.{number}", maps[int.Parse(number)]);
         c.CompareIfThere("last_hidden_state", () => c["last_hidden_state"].dim() == 4 ? maps[^1] : output.Last);
         c.CompareIfThere("pooler_output", () => backbone.ClassifierFeatures(output, pass).view(c["pooler_output"].shape));
-        foreach ((string layer, ShareWatch watch) in shares)
+        foreach ((string number, StageAttentionWatch watch) in shares)
         {
-            c.Compare($"attentions.{layer}", watch.Shares!);
+            c.Compare($"attentions.{number}", watch.Shares!);
             watch.Shares!.Dispose();
         }
         if (c.Named("backbone_").Any()) WholeWindowsEqual(c, backbone);
@@ -108,9 +107,10 @@ public sealed partial class VisionBackboneFixtureTests
     }
 
     // SegFormer's are the maps of its stages alone. Those of windowed networks are what the next stage reads, but for the last.
-    private static Tensor State(VisionCase c, StagedBackbone backbone, BackboneOutput output, IReadOnlyList<Tensor> maps, Dictionary<int, InputWatch> inputs, int number)
+    private static Tensor State(VisionCase c, StagedBackbone backbone, BackboneOutput output, IReadOnlyList<Tensor> maps, Dictionary<int, StageInputWatch> inputs, int number)
     {
-        if (backbone is SegformerBackbone) return maps[number + 1];
+        if (backbone is SegformerBackbone)
+            return c[$"hidden_states.{number}"].dim() == 4 ? maps[number + 1] : output.HiddenStates![backbone.Depths.Take(number + 1).Sum()];
         if (c[$"hidden_states.{number}"].dim() == 4) return maps[number];
         return number == backbone.Depths.Count ? output.HiddenStates![^1] : inputs[backbone.Depths.Take(number).Sum()].Seen!;
     }
@@ -160,7 +160,30 @@ public sealed partial class VisionBackboneFixtureTests
     private static List<byte[]> Statistics(Backbone backbone) =>
         [.. backbone.Sites.OfType<BatchNorm>().SelectMany(n => new[] { n.Mean, n.Variance }).Select(t => t.bytes.ToArray())];
 
-    private sealed class InputWatch : SequencePatch
+    // SegFormer gives that of each layer, windowed networks that of each stage's last layer.
+    private static AttentionCore Attention(StagedBackbone backbone, int number)
+    {
+        int layer = backbone is SegformerBackbone ? number : backbone.Depths.Take(number + 1).Sum() - 1;
+        return backbone.Sites.OfType<AttentionCore>().Single(s => s.Layer == layer);
+    }
+
+    private sealed class StageAttentionWatch(AttentionCore core) : AttentionPatch
+    {
+        public AttentionCore Core => core;
+
+        public Tensor? Shares { get; private set; }
+
+        public override bool Trainable => false;
+
+        public override Tensor Around(AttentionInput input, Func<AttentionInput, Tensor> next, Pass pass)
+        {
+            Tensor scores = input.Query.matmul(input.Key.transpose(-1, -2)) * core.Scale;
+            Shares = (input.Bias is null ? scores : scores + input.Bias).softmax(-1).DetachFromDisposeScope();
+            return next(input);
+        }
+    }
+
+    private sealed class StageInputWatch : SequencePatch
     {
         public Tensor? Seen { get; private set; }
 

@@ -80,6 +80,55 @@ internal sealed partial class MatrixBackbone
         },
     ];
 
+    /// <summary>Networks of stages: what few methods are tried on by <see cref="StagedMethodTests"/>.</summary>
+    public static IReadOnlyList<MatrixBackbone> Stages { get; } =
+    [
+        new("swin",
+            """
+            {"model_type": "swin", "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "mlp_ratio": 1.5, "window_size": 4,
+            "image_size": 16, "patch_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+            """, [])
+        {
+            Batch = tokens => Images(tokens, 18, 14),
+        },
+        new("swinv2",
+            """
+            {"model_type": "swinv2", "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "mlp_ratio": 1.5, "window_size": 4,
+            "image_size": 16, "patch_size": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+            """, [])
+        {
+            Batch = tokens => Images(tokens, 16, 16),
+        },
+        new("convnext",
+            """
+            {"model_type": "convnext", "num_stages": 2, "depths": [1, 2], "hidden_sizes": [16, 32], "drop_path_rate": 0.1}
+            """,
+            new() { ["query"] = ["pwconv1"], ["key"] = ["pwconv1"], ["value"] = ["pwconv2"], ["dense"] = ["pwconv1", "pwconv2"] })
+        {
+            Batch = tokens => Images(tokens, 16, 20),
+        },
+        new("resnet",
+            """
+            {"model_type": "resnet", "embedding_size": 8, "depths": [1, 2], "hidden_sizes": [16, 32]}
+            """,
+            new() { ["query"] = ["convolution"], ["key"] = ["convolution"], ["value"] = ["convolution"], ["dense"] = ["convolution"] })
+        {
+            Batch = tokens => Images(tokens, 24, 20),
+        },
+        new("segformer",
+            """
+            {"model_type": "segformer", "num_encoder_blocks": 2, "depths": [1, 2], "hidden_sizes": [16, 32], "num_attention_heads": [2, 4],
+            "sr_ratios": [2, 1], "mlp_ratios": [2, 2], "patch_sizes": [7, 3], "strides": [4, 2], "hidden_dropout_prob": 0.1}
+            """,
+            new() { ["dense"] = ["dense", "dense1", "dense2"] })
+        {
+            Batch = tokens => Images(tokens, 20, 24),
+        },
+    ];
+
+    private static TokenBatch Images(TokenBatch tokens, long height, long width) =>
+        TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, height, width).to(tokens.Ids.device));
+
     private readonly string _config;
     private readonly Dictionary<string, string[]> _words;
 

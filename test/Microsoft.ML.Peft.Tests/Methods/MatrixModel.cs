@@ -181,7 +181,7 @@ internal sealed class MatrixModel : IDisposable
         public Tensor Load(string name, params long[] shape)
         {
             Tensor noise = new Draws(3, name).Normal(shape.Length > 1 ? 0.2 : 0.1, shape);
-            bool scale = shape.Length == 1 && name.EndsWith(".weight", StringComparison.Ordinal);
+            bool scale = shape.Length == 1 && (name.EndsWith(".weight", StringComparison.Ordinal) || name.EndsWith(".running_var", StringComparison.Ordinal));
             return (scale ? noise + 1 : noise).to_type(dtype).to(device);
         }
     }

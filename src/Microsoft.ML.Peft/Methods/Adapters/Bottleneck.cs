@@ -175,13 +175,18 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
     public override long CountTrainable(Backbone backbone)
     {
         int d = backbone.Config.HiddenSize;
-        long extra = (OwnNormBefore ? 2 * d : 0) + (OwnNormAfter ? 2 * d : 0) + (Gate ? d + 1 : 0)
-            + (Scaling == "channel" ? d : Scaling == "learned" ? 1 : 0);
         if (Invertible is not null) Embeddings(backbone);
-        long Maps(long m) => Phm ? PhmLayers.CountOwn(this, d, m) + PhmLayers.CountOwn(this, m, d) : 2 * d * m + d + m;
-        return Places(backbone).Sum(place => Maps(CheckedWidth(d, place.Layer)) + extra)
+        return Places(backbone).Sum(place => CountPlace(backbone.WidthAt(place.Layer), place.Layer))
             + (Phm ? PhmLayers.CountShared(this, d, Width(d, 0)) : 0)
             + (Invertible is null ? 0 : NicePatch.Count(d, InvertibleReductionFactor));
+    }
+
+    private long CountPlace(long d, int layer)
+    {
+        long m = CheckedWidth((int)d, layer);
+        long extra = (OwnNormBefore ? 2 * d : 0) + (OwnNormAfter ? 2 * d : 0) + (Gate ? d + 1 : 0)
+            + (Scaling == "channel" ? d : Scaling == "learned" ? 1 : 0);
+        return extra + (Phm ? PhmLayers.CountOwn(this, d, m) + PhmLayers.CountOwn(this, m, d) : 2 * d * m + d + m);
     }
 
     /// <inheritdoc/>
@@ -190,7 +195,7 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
         Validate();
         List<Residual> places = Places(backbone);
         int d = backbone.Config.HiddenSize;
-        foreach (Residual place in places) CheckedWidth(d, place.Layer);
+        foreach (Residual place in places) CheckedWidth(backbone.WidthAt(place.Layer), place.Layer);
         Sequence? embeddings = Invertible is null ? null : Embeddings(backbone);
         using var scope = NewDisposeScope();
         using var off = no_grad();
@@ -206,7 +211,10 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
         if (embeddings is not null)
             adaptation.Attach(embeddings, new NicePatch(d, InvertibleReductionFactor, Activations.Get(Activation), InvertiblePath(backbone), Add));
         foreach (Residual place in places)
-            adaptation.Attach(place, new BottleneckPatch(this, $"{HubNames.Path(backbone, place.Name)}.adapters.{Name}", d, Width(d, place.Layer), phm, Add));
+        {
+            int own = backbone.WidthAt(place.Layer);
+            adaptation.Attach(place, new BottleneckPatch(this, $"{HubNames.Path(backbone, place.Name)}.adapters.{Name}", own, Width(own, place.Layer), phm, Add));
+        }
         return adaptation;
     }
 
@@ -220,6 +228,7 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
 
     private List<Residual> Places(Backbone backbone)
     {
+        if (Phm && SharedPhmWeights) NeedsOneWidth(backbone);
         List<Residual> places = [.. backbone.Sites.OfType<Residual>().Where(r => !LeaveOut.Contains(r.Layer)
             && (r.Role switch { SiteRole.AttentionResidual => AfterAttention, SiteRole.FeedForwardResidual => AfterFeedForward, _ => AfterCrossAttention }))];
         return places.Count > 0 ? places : throw new ArgumentException(

@@ -51,9 +51,9 @@ public sealed class FusionOptions : IFusionMethod
         using var scope = NewDisposeScope();
         using var off = no_grad();
         var adaptation = new FusionAdaptation(this, backbone);
-        int d = backbone.Config.HiddenSize;
         foreach (Residual place in places)
         {
+            int d = backbone.WidthAt(place.Layer);
             string path = $"{HubNames.Path(backbone, place.Name)}.adapter_fusion_layer.{name}";
             NamedParameter Add(string part, Func<Draws, Tensor> draw) =>
                 adaptation.Add($"{path}.{part}", draw(new Draws(seed, $"{path}.{part}")).to(backbone.Device));

@@ -174,17 +174,20 @@ public sealed class UnifiedViewOptions : PeftMethod
     public override long CountTrainable(Backbone backbone)
     {
         Validate();
-        long r = Bottleneck, d = backbone.Config.HiddenSize;
+        long r = Bottleneck;
         if (AtWeights) return Weights(backbone).Sum(w => r * ((long)w.Site.In + w.Site.Out));
-        long extra = (NormBefore ? 2 * d : 0) + (LearnedScale ? 1 : 0);
-        if (Target == UnifiedTarget.HeadAttention) return UnifiedPlaces.Cores(backbone).Sum(c => 2 * r * c.Heads * c.HeadWidth + extra);
-        return UnifiedPlaces.Blocks(backbone, Target).Sum(_ => r * d + r + Wide(backbone) * r + Wide(backbone) + extra);
+        long Extra(long d) => (NormBefore ? 2 * d : 0) + (LearnedScale ? 1 : 0);
+        if (Target == UnifiedTarget.HeadAttention) return UnifiedPlaces.Cores(backbone).Sum(c => 2 * r * c.Heads * c.HeadWidth + Extra(backbone.WidthAt(c.Layer)));
+        return UnifiedPlaces.Blocks(backbone, Target).Sum(block =>
+        {
+            (long d, long wide) = (backbone.WidthAt(block.Layer), Wide(backbone, block.Layer));
+            return r * d + r + wide * r + wide + Extra(d);
+        });
     }
 
     // In front of the output projection all heads lie side by side, which need not be as wide as the hidden states.
-    private long Wide(Backbone backbone) => Target == UnifiedTarget.AttentionOutput && Insertion == UnifiedInsertion.Parallel
-        ? UnifiedPlaces.Cores(backbone)[0].Heads * (long)UnifiedPlaces.Cores(backbone)[0].HeadWidth
-        : backbone.Config.HiddenSize;
+    internal long Wide(Backbone backbone, int layer) => Target == UnifiedTarget.AttentionOutput && Insertion == UnifiedInsertion.Parallel
+        && UnifiedPlaces.Cores(backbone).FirstOrDefault(c => c.Layer == layer) is { } core ? core.Heads * (long)core.HeadWidth : backbone.WidthAt(layer);
 
     /// <inheritdoc/>
     public override PeftAdaptation Attach(Backbone backbone, long seed)
@@ -198,7 +201,7 @@ public sealed class UnifiedViewOptions : PeftMethod
         {
             if (AtWeights) AttachWeights(adaptation, Add);
             else if (Target == UnifiedTarget.HeadAttention) UnifiedPlaces.AttachHeads(this, adaptation, Add);
-            else UnifiedPlaces.AttachBottlenecks(this, adaptation, Wide(backbone), Add);
+            else UnifiedPlaces.AttachBottlenecks(this, adaptation, Add);
             return adaptation;
         }
         catch

@@ -11,12 +11,18 @@ internal static class UnifiedPlaces
 {
     private const double NormEpsilon = 1e-5;
 
-    public static IReadOnlyList<AttentionCore> Cores(Backbone backbone) => [.. backbone.Sites.OfType<AttentionCore>().Where(c => c.Role == SiteRole.AttentionCore)];
+    public static IReadOnlyList<AttentionCore> Cores(Backbone backbone)
+    {
+        AttentionCore[] cores = [.. backbone.Sites.OfType<AttentionCore>().Where(c => c.Role == SiteRole.AttentionCore)];
+        return cores.Length > 0 && !cores.Any(c => c.Windowed) ? cores
+            : throw new ArgumentException($"A {backbone.Config.ModelType} backbone has no attention over all tokens, which this target changes; choose FeedForwardOutput, or lora.");
+    }
 
     public static IReadOnlyList<Block> Blocks(Backbone backbone, UnifiedTarget target)
     {
         SiteRole role = target == UnifiedTarget.FeedForwardOutput ? SiteRole.FeedForwardBlock : SiteRole.AttentionBlock;
-        return [.. backbone.Sites.OfType<Block>().Where(b => b.Role == role)];
+        Block[] blocks = [.. backbone.Sites.OfType<Block>().Where(b => b.Role == role)];
+        return blocks.Length > 0 ? blocks : throw new ArgumentException($"A {backbone.Config.ModelType} backbone has no part of the kind {target}; choose another target, or lora.");
     }
 
     private static T At<T>(Backbone backbone, SiteRole role, int layer) where T : Site => backbone.Sites.OfType<T>().First(s => s.Role == role && s.Layer == layer);
@@ -43,14 +49,15 @@ internal static class UnifiedPlaces
     };
 
     /// <summary>Bottlenecks at attention and feed-forward parts.</summary>
-    public static void AttachBottlenecks(UnifiedViewOptions options, PeftAdaptation adaptation, long wide, Func<string, Func<Draws, Tensor>, NamedParameter> add)
+    public static void AttachBottlenecks(UnifiedViewOptions options, PeftAdaptation adaptation, Func<string, Func<Draws, Tensor>, NamedParameter> add)
     {
         Backbone backbone = adaptation.Backbone;
-        long d = backbone.Config.HiddenSize, r = options.Bottleneck;
+        long r = options.Bottleneck;
         bool attention = options.Target == UnifiedTarget.AttentionOutput, sequential = options.Insertion == UnifiedInsertion.Sequential;
         foreach (Block block in Blocks(backbone, options.Target))
         {
             string path = $"{backbone.PathOf(block)}.unified";
+            (long d, long wide) = (backbone.WidthAt(block.Layer), options.Wide(backbone, block.Layer));
             Func<Tensor, Tensor> norm = Norm(options, path, d, add), scale = Scaled(options, path, add);
             NamedParameter downWeight = add($"{path}.down.weight", draws => options.First(draws, r, d)), downBias = add($"{path}.down.bias", _ => zeros([r]));
             NamedParameter upWeight = add($"{path}.up.weight", draws => options.Second(draws, wide, r)), upBias = add($"{path}.up.bias", _ => zeros([wide]));
@@ -74,9 +81,9 @@ internal static class UnifiedPlaces
     public static void AttachHeads(UnifiedViewOptions options, PeftAdaptation adaptation, Func<string, Func<Draws, Tensor>, NamedParameter> add)
     {
         Backbone backbone = adaptation.Backbone;
-        long d = backbone.Config.HiddenSize;
         foreach (AttentionCore core in Cores(backbone))
         {
+            long d = backbone.WidthAt(core.Layer);
             Block block = At<Block>(backbone, SiteRole.AttentionBlock, core.Layer);
             string path = $"{backbone.PathOf(block)}.unified";
             Func<Tensor, Tensor>? norm = options.NormBefore ? Norm(options, path, d, add) : null;

@@ -81,8 +81,8 @@ public sealed class AdaptionPromptOptions : PeftMethod
 
     private IReadOnlyList<AttentionCore> Cores(Backbone backbone)
     {
+        PromptPlaces.NeedKeys(backbone);
         AttentionCore[] all = [.. PromptPlaces.Encoder(backbone), .. PromptPlaces.Decoder(backbone)];
-        if (all.Length == 0) throw new ArgumentException($"A {backbone.Config.ModelType} backbone has no attention that could read prompts.");
         if (AdapterLayers > all.Length) throw Invalid(nameof(AdapterLayers), AdapterLayers, $"at most {all.Length}, the layers of this {backbone.Config.ModelType} backbone");
         return AdapterLayers == 0 ? all : all[^AdapterLayers..];
     }

@@ -92,7 +92,7 @@ public abstract class InsertedPromptMethod : PromptMethod
     /// <summary>Width of what the prompt stands among.</summary>
     private protected long Width(Backbone backbone) => AmongWords(backbone)
         && backbone.Sites.OfType<Embedding>().FirstOrDefault(s => s.Role == SiteRole.WordEmbedding) is { } words
-        ? words.Weight.shape[1] : backbone.Config.HiddenSize;
+        ? words.Weight.shape[1] : backbone.WidthAt(-1);
 
     private bool AmongWords(Backbone backbone) => Insertion is { } given
         ? given == PromptInsertion.WordEmbedding : HeadReadsPrompt || backbone.LeadingTokens == 0;

@@ -87,6 +87,7 @@ public abstract class PrefixMethod : PromptMethod
 
     private protected IReadOnlyList<Group> Groups(Backbone backbone)
     {
+        PromptPlaces.NeedKeys(backbone);
         List<Group> groups = [];
         void Add(string name, IReadOnlyList<AttentionCore> cores, bool shared)
         {

@@ -141,6 +141,16 @@ internal static class PromptPlaces
 
     public static bool InDecoder(Site site) => site.Name.StartsWith(DecoderPrefix, StringComparison.Ordinal);
 
+    /// <summary>Refuses networks whose attention learned keys do not fit.</summary>
+    /// <exception cref="ArgumentException">There is no attention, it stays inside of windows, or its width differs from stage to stage.</exception>
+    public static void NeedKeys(Backbone backbone)
+    {
+        string? why = !Cores(backbone).Any() ? "has no attention that could read learned keys"
+            : Cores(backbone).Any(c => c.Windowed) ? "attends inside of windows, where learned keys have no place"
+            : !backbone.HasOneWidth ? "has attention of other widths from stage to stage" : null;
+        if (why is not null) throw new ArgumentException($"A {backbone.Config.ModelType} backbone {why}; use lora, or vpt where tokens fit.");
+    }
+
     /// <summary>Layers of the network, of its encoder where it has both.</summary>
     public static int Layers(Backbone backbone) => HasDecoder(backbone) ? Encoder(backbone).Count : backbone.Config.LayerCount;
 
@@ -158,6 +168,8 @@ internal static class PromptPlaces
     /// <summary>The places where tokens enter: one, or an encoder's and a decoder's.</summary>
     public static IReadOnlyList<Sequence> Sequences(Backbone backbone, bool words)
     {
+        if (!backbone.TakesTokens)
+            throw new ArgumentException($"A {backbone.Config.ModelType} backbone works on maps, among whose places no prompts can stand; use lora, bottleneck or ssf.");
         Sequence[] all = [.. backbone.Sites.OfType<Sequence>()], embedded = [.. all.Where(s => s.Role == SiteRole.EmbeddingSequence)];
         Sequence[] raw = [.. all.Where(s => s.Role == SiteRole.WordSequence)];
         // Where nothing is added to the rows of the word table, the two places are one.

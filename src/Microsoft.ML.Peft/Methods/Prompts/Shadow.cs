@@ -88,6 +88,7 @@ public sealed class ShadowOptions : PeftMethod
 
     private IReadOnlyList<Block> Blocks(Backbone backbone)
     {
+        NeedsOneWidth(backbone);
         Block[] all = [.. backbone.Sites.OfType<Block>().Where(b => b.Role == SiteRole.LayerBlock)];
         if (all.Length != backbone.Config.LayerCount || backbone.Config.DecoderStart is not null)
             throw new ArgumentException($"A shadow runs beside one stack of layers; a {backbone.Config.ModelType} backbone has two, or shares its layers.");

@@ -99,15 +99,18 @@ public class ReftOptions : PeftMethod, IAdapterHubMethod
     private List<Block> Places(Backbone backbone)
     {
         List<Block> all = [.. backbone.Sites.OfType<Block>().Where(b => b.Role == SiteRole.LayerBlock)];
+        if (all.Count == 0) throw new ArgumentException($"A {backbone.Config.ModelType} backbone has no layers whose input and output are alike, which ReFT edits; use lora.");
         foreach (int layer in Layers)
             if (all.All(b => b.Layer != layer)) throw Invalid(nameof(Layers), layer, $"0 to {all.Max(b => b.Layer)} for this {backbone.Config.ModelType} backbone");
-        if (Rank > backbone.Config.HiddenSize) throw Invalid(nameof(Rank), Rank, $"at most the hidden width {backbone.Config.HiddenSize}");
-        return Layers.Length == 0 ? all : [.. all.Where(b => Layers.Contains(b.Layer))];
+        List<Block> places = Layers.Length == 0 ? all : [.. all.Where(b => Layers.Contains(b.Layer))];
+        int narrowest = places.Min(b => backbone.WidthAt(b.Layer));
+        if (Rank > narrowest) throw Invalid(nameof(Rank), Rank, $"at most the hidden width {narrowest}");
+        return places;
     }
 
     /// <inheritdoc/>
     public override long CountTrainable(Backbone backbone) =>
-        Places(backbone).Count * (TiedWeights ? 1L : 2L) * (2L * Rank * backbone.Config.HiddenSize + Rank);
+        Places(backbone).Sum(place => (TiedWeights ? 1L : 2L) * (2L * Rank * backbone.WidthAt(place.Layer) + Rank));
 
     /// <inheritdoc/>
     public override PeftAdaptation Attach(Backbone backbone, long seed)
@@ -120,8 +123,8 @@ public class ReftOptions : PeftMethod, IAdapterHubMethod
         foreach (Block place in places)
         {
             string path = $"{HubNames.Path(backbone, place.Name)}.reft_layer.refts.{Name}.units";
-            ReftUnit first = new(this, adaptation, $"{path}.0", seed);
-            adaptation.Attach(place, new ReftPatch(this, first, TiedWeights ? first : new ReftUnit(this, adaptation, $"{path}.1", seed)));
+            ReftUnit first = new(this, adaptation, $"{path}.0", place.Layer, seed);
+            adaptation.Attach(place, new ReftPatch(this, first, TiedWeights ? first : new ReftUnit(this, adaptation, $"{path}.1", place.Layer, seed)));
         }
         return adaptation;
     }

@@ -14,12 +14,12 @@ internal sealed class ReftUnit
     private readonly NamedParameter? _base;
     private readonly Func<Tensor, Tensor> _activation;
 
-    public ReftUnit(ReftOptions options, PeftAdaptation adaptation, string path, long seed)
+    public ReftUnit(ReftOptions options, PeftAdaptation adaptation, string path, int layer, long seed)
     {
         _options = options;
         _activation = options.NonLinearity is null ? x => x : Activations.Get(options.NonLinearity);
         Device device = adaptation.Backbone.Device;
-        long d = adaptation.Backbone.Config.HiddenSize, r = options.Rank;
+        long d = adaptation.Backbone.WidthAt(layer), r = options.Rank;
         double bound = 1 / Math.Sqrt(d);
         NamedParameter Add(string name, Func<Draws, Tensor> draw, bool trainable = true) =>
             adaptation.Add($"{path}.{name}", draw(new Draws(seed, $"{path}.{name}")).to(device), trainable);

@@ -69,6 +69,7 @@ public sealed class LadderSideOptions : PeftMethod
     private List<SideShape> Stacks(Backbone backbone)
     {
         BackboneConfig config = backbone.Config;
+        NeedsOneWidth(backbone);
         if (backbone.Sites.Any(s => s.Role == SiteRole.FeedForwardGate))
             throw new ArgumentException($"lst has no side block with a gated feed-forward part, as this {config.ModelType} backbone's are; use lora.");
         AttentionCore core = backbone.Sites.OfType<AttentionCore>().First();

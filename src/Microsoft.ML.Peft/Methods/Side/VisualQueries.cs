@@ -72,8 +72,9 @@ public sealed class VisualQueryOptions : PeftMethod
         return (long)backbone.Config.LayerCount * Tokens * (backbone.Config.HiddenSize + (Reading == QueryReading.Sum ? 1L : 0));
     }
 
-    private static void Check(Backbone backbone)
+    private void Check(Backbone backbone)
     {
+        NeedsOneWidth(backbone);
         Site[] sites = [.. backbone.Sites];
         if (backbone.Config.DecoderStart is not null || backbone.Causal || sites.Any(s => s.Role is SiteRole.FeedForwardGate or SiteRole.RelativePosition) || Gated(sites)
             || sites.OfType<AttentionCore>().Count() != backbone.Config.LayerCount)

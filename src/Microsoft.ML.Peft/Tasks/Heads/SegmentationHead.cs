@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Tasks;
 /// </summary>
 public sealed class SegmentationHead : Head
 {
-    /// <summary>The label of a pixel that is not counted.</summary>
+    /// <summary>The usual label of a pixel that is not counted.</summary>
     public const long Ignored = 255;
 
     private const double NormEpsilon = 1e-5;
@@ -49,11 +49,14 @@ public sealed class SegmentationHead : Head
         (_normWeight, _normBias) = (Make("batch_norm.weight", ones([inner])), Make("batch_norm.bias", zeros([inner])));
         (_mean, _variance) = (Make("batch_norm.running_mean", zeros([inner]), trainable: false), Make("batch_norm.running_var", ones([inner]), trainable: false));
         (_outWeight, _outBias) = (Weight("classifier.weight", classes, inner, 1, 1), Make("classifier.bias", zeros([classes])));
-        Classes = classes;
+        (Classes, IgnoredLabel) = (classes, read.Int("semantic_loss_ignore_index", (int)Ignored, least: int.MinValue));
     }
 
     /// <summary>Number of classes.</summary>
     public int Classes { get; }
+
+    /// <summary>The label of a pixel that is not counted, by the backbone's <c>semantic_loss_ignore_index</c>.</summary>
+    public long IgnoredLabel { get; }
 
     /// <inheritdoc/>
     public override bool ReadsHiddenStates => true;
