@@ -38,4 +38,18 @@ public class MethodSoundTests
         MethodBackboneTests.Holds(kind, kind.Spelled(MatrixRows.All[row]()));
         Assert.AreEqual(before, LiveTensors.Count(), "tensors leak");
     }
+
+    public static IEnumerable<object[]> Kinds => MatrixBackbone.Sounds.Select(kind => new object[] { kind.Name });
+
+    /// <summary>bfloat16 networks run near the float32 ones and train.</summary>
+    [TestMethod]
+    [DynamicData(nameof(Kinds))]
+    public void ABfloat16NetworkRunsAndTrains(string network)
+    {
+        MatrixBackbone kind = MatrixBackbone.Sounds.Single(k => k.Name == network);
+        var method = new LoraOptions { Targets = ["AttentionOutput", "FeedForwardUp", "FeedForwardDown"] };
+        using MatrixModel full = new(method, kind: kind), half = new(method, dtype: torch.ScalarType.BFloat16, kind: kind);
+        Assert.IsLessThan(0.15f, full.Score().Zip(half.Score()).Max(p => Math.Abs(p.First - p.Second)), "bfloat16 is too far from float32");
+        Assert.IsTrue(half.Train(3).All(float.IsFinite));
+    }
 }
