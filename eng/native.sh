@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
-# Builds the native parts of the stand-ins into artifacts/native: libPeftImages.so, the image decoders, and libPeftTorch.so,
-# the bridge over libtorch. Does nothing where they are up to date.
+# Builds native parts into artifacts/native; does nothing where they are up to date.
+#   ./eng/native.sh kernels    libPeftNative.so, the library's own kernels: whatever the packages are
+#   ./eng/native.sh            that, and what the stand-ins need: libPeftImages.so, the image decoders, and libPeftTorch.so, the
+#                              bridge over libtorch
 # libtorch is looked for in $LIBTORCH, then in the PyTorch of python3, then in Debian's libtorch-dev.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +31,18 @@ build() {
 }
 
 is_current() { [ -e "$out/lib$1.so" ] && [ "$(cat "$out/$1.stamp" 2>/dev/null)" = "$2" ]; }
+
+# ---- kernels ----
+
+kernels=src/Microsoft.ML.Peft.Native
+stamp="$(cat "$kernels"/*.cpp "$kernels"/*.h "$kernels"/kernels/* "$kernels"/CMakeLists.txt | sha256sum | cut -c1-16) $(g++ -dumpfullversion 2>/dev/null || true)"
+if is_current PeftNative "$stamp"; then
+    echo "native: kernels up to date"
+else
+    build PeftNative "$kernels" "$stamp"
+    echo "native: kernels built in $took s"
+fi
+if [ "${1:-}" = kernels ]; then exit 0; fi
 
 # ---- image decoders ----
 

@@ -95,6 +95,9 @@ fi
 
 # ---- native parts ----
 
+# Without the kernels everything runs through libtorch, more slowly.
+./eng/native.sh kernels || say "WARNING: no native kernels, so training and scoring on the CPU will be slower than they could be"
+
 # The stand-ins for TorchSharp and ImageAnalytics need native parts; the real ones bring their own.
 if [ "$source" = local ] || [ "${PeftPackages:-}" = local ]; then
     ./eng/native.sh

@@ -32,6 +32,10 @@ internal static class DropoutMask
         return x * mask;
     }
 
+    /// <summary>Hashes below this number, of 2^24, are dropped.</summary>
+    /// <param name="probability">Share of zeros.</param>
+    public static int Threshold(double probability) => (int)Math.Round(probability * (1 << Bits));
+
     /// <summary>Writes a mask.</summary>
     /// <param name="mask">Where it goes.</param>
     /// <param name="probability">Share of zeros.</param>
@@ -39,7 +43,7 @@ internal static class DropoutMask
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Fill(Span<float> mask, double probability, ulong key)
     {
-        int threshold = (int)Math.Round(probability * (1 << Bits));
+        int threshold = Threshold(probability);
         float kept = (float)(1 / (1 - probability));
         key = Pass.Mix(key);
         uint low = (uint)key, high = (uint)(key >> 32);

@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Runtime.InteropServices;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -116,7 +117,30 @@ public sealed class Layout
         return _causalBias = ((1.0 - seen) * Lowest(dtype)).unsqueeze(1);
     }
 
+    /// <summary>How many tokens of each row are real, where a bias says nothing but that the others are padding at the end; else null.</summary>
+    /// <param name="bias">What is added to attention scores.</param>
+    internal int[]? LengthsOf(Tensor? bias) => bias is not null && ReferenceEquals(bias, _keyBias) ? (_lengths ??= CountLengths()).Length == Batch ? _lengths : null : null;
+
+    // Empty where padding stands elsewhere than at the end.
+    private int[] CountLengths()
+    {
+        if (Mask.device_type != DeviceType.CPU || Mask.dtype != ScalarType.Int64) return [];
+        using Tensor together = Mask.contiguous();
+        ReadOnlySpan<long> mask = MemoryMarshal.Cast<byte, long>(together.bytes);
+        var lengths = new int[Batch];
+        int tokens = (int)Tokens;
+        for (int row = 0; row < lengths.Length; row++)
+        {
+            ReadOnlySpan<long> own = mask.Slice(row * tokens, tokens);
+            int length = own.IndexOf(0L);
+            lengths[row] = length < 0 ? tokens : length;
+            if (length >= 0 && own[length..].ContainsAnyExcept(0L)) return [];
+        }
+        return lengths;
+    }
+
     private Tensor? _keyBias, _causalBias;
+    private int[]? _lengths;
 
     // The lowest finite number, not -inf: a row that is all padding must not become NaN.
     private static double Lowest(ScalarType dtype) => dtype == ScalarType.Float16 ? -65504.0 : -3.3895313892515355e38;
@@ -316,6 +340,15 @@ public sealed class Pass
         : DropWith is not null ? DropWith(x, probability)
         : Seed is not null && DropoutMask.Fits(x) ? DropoutMask.Apply(x, probability, _segmentKey + ++_masks)
         : nn.functional.dropout(x, probability, true);
+
+    /// <summary>True where nothing is dropped, or a key alone says what: kernels can make such a mask themselves.</summary>
+    /// <param name="probability">Share of entries dropped.</param>
+    internal bool CanKey(double probability) => !Training || probability <= 0 || (DropWith is null && Seed is not null);
+
+    /// <summary>The mask that <see cref="Dropout"/> would draw next.</summary>
+    /// <param name="probability">Share of entries dropped.</param>
+    internal NativeDropout Mask(double probability) =>
+        Training && probability > 0 ? NativeDropout.Of(probability, _segmentKey + ++_masks) : default;
 
     /// <summary>Standard normal numbers for a patch that adds noise; while training they follow the seed and the segment.</summary>
     /// <param name="shape">Shape.</param>

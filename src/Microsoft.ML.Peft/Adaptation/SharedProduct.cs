@@ -11,9 +11,24 @@ namespace Microsoft.ML.Peft.Adaptation;
 internal sealed class SharedProduct
 {
     private readonly Tensor _x;
-    private readonly Dictionary<Projection, (WeightPatch Patch, LowRankTerm[] Terms, Tensor[] Low)> _shared = [];
+    private readonly Dictionary<Projection, Terms> _sites = [];
+    private Tensor? _low;
 
     private SharedProduct(Tensor x) => _x = x;
+
+    /// <summary>What one site has of the product. Terms may be dear to make, or random: they are made once.</summary>
+    internal sealed class Terms(SharedProduct shared, WeightPatch patch, LowRankTerm[] own, long at)
+    {
+        public WeightPatch Patch => patch;
+
+        public LowRankTerm[] Own => own;
+
+        /// <summary>The product of a term's first factor, <c>[rows, rank]</c>.</summary>
+        public Tensor Low(int term) => shared.Low().narrow(1, at + own.Take(term).Sum(t => t.A.shape[0]), own[term].A.shape[0]);
+
+        /// <summary>The site's one term with its columns of the product; without them where a graph is kept, which each site has of its own.</summary>
+        public FrozenLinear.Beside Beside() => is_grad_enabled() ? new(own[0]) : new(own[0], shared.Low(), at);
+    }
 
     /// <summary>The product of the sites' first factors, or null where fewer than two sites can share it.</summary>
     /// <param name="x">The input of all sites <c>[..., in]</c>.</param>
@@ -22,26 +37,32 @@ internal sealed class SharedProduct
     public static SharedProduct? Of(Tensor x, Pass pass, ReadOnlySpan<Projection> sites)
     {
         if (x.dtype != ScalarType.Float32) return null;
-        List<(Projection Site, WeightPatch Patch, LowRankTerm[] Terms)>? sharing = null;
+        var shared = new SharedProduct(x);
+        long at = 0;
         foreach (Projection site in sites)
         {
             if (pass.Patches[site] is not WeightPatch { Form: PatchForm.LowRank } patch) continue;
             LowRankTerm[] terms = [.. patch.Terms(pass)];
-            if (terms.Length > 0 && terms.All(t => (t.Dropout <= 0 || !pass.Training) && t.A.dtype == ScalarType.Float32)) (sharing ??= []).Add((site, patch, terms));
+            if (terms.Length == 0 || !terms.All(t => (t.Dropout <= 0 || !pass.Training) && t.A.dtype == ScalarType.Float32)) continue;
+            shared._sites.Add(site, new Terms(shared, patch, terms, at));
+            at += terms.Sum(t => t.A.shape[0]);
         }
-        if (sharing is not { Count: > 1 }) return null;
-        var shared = new SharedProduct(x);
-        Tensor low = nn.functional.linear(x.reshape(-1, x.shape[^1]), cat([.. sharing.SelectMany(s => s.Terms.Select(t => t.A))]));   // [rows, all ranks]
-        long at = 0;
-        foreach ((Projection site, WeightPatch patch, LowRankTerm[] terms) in sharing)
-            shared._shared[site] = (patch, terms, [.. terms.Select(t => low.narrow(1, (at += t.A.shape[0]) - t.A.shape[0], t.A.shape[0]))]);
-        return shared;
+        return shared._sites.Count > 1 ? shared : null;
     }
 
-    /// <summary>
-    /// The terms of a site's patch and the products of their first factors, <c>[rows, rank]</c> each, where they were shared for
-    /// this input; else null. Terms may be dear to make, or random: they are made once.
-    /// </summary>
-    public (LowRankTerm[] Terms, Tensor[] Low)? For(Projection site, WeightPatch patch, Tensor x) =>
-        ReferenceEquals(x, _x) && _shared.TryGetValue(site, out var found) && ReferenceEquals(found.Patch, patch) ? (found.Terms, found.Low) : null;
+    // All ranks of all sites, [rows, ranks]; made when the first site asks.
+    private Tensor Low()
+    {
+        if (_low is not null) return _low;
+        using var scope = NewDisposeScope();
+        Tensor factors = cat([.. _sites.Values.SelectMany(s => s.Own.Select(t => t.A))]);
+        Tensor low = !is_grad_enabled() && NativeKernels.On && NativeKernels.Fits(_x) && NativeKernels.Fits(factors)
+            ? FrozenLinear.FirstFactors(_x, factors)
+            : nn.functional.linear(_x.reshape(-1, _x.shape[^1]), factors);
+        return _low = low.MoveToOuterDisposeScope();
+    }
+
+    /// <summary>A site's terms where they were shared for this input; else null.</summary>
+    public Terms? For(Projection site, WeightPatch patch, Tensor x) =>
+        ReferenceEquals(x, _x) && _sites.TryGetValue(site, out Terms? found) && ReferenceEquals(found.Patch, patch) ? found : null;
 }

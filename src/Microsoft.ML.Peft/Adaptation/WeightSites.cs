@@ -28,6 +28,8 @@ public abstract class WeightSite : Site
         internal set => _weight = value;
     }
 
+    private protected Tensor Dense => _weight;
+
     /// <summary>The weight as it is kept in 4 or 8 bits; null where it is dense.</summary>
     public QuantisedWeight? Quantised { get; private set; }
 
@@ -98,24 +100,49 @@ public sealed class Projection : WeightSite
     /// <summary>The table whose rows are this map's weight too (tied language heads); null where the weight is its own.</summary>
     public Embedding? TiedTo { get; init; }
 
+    /// <summary>True where kernels may keep a packed copy of the weight: it is dense, in float32, on the CPU, and no vocabulary's table.</summary>
+    internal bool Packs => Quantised is null && TiedTo is null && Role != SiteRole.LanguageHead
+        && Dense.dtype == ScalarType.Float32 && Dense.device_type == DeviceType.CPU && !Dense.requires_grad;
+
+    private readonly PackedPair _packed = new();
+
+    /// <summary>The weight packed for <c>x Wᵀ</c>.</summary>
+    internal PackedWeight PackedForward() => _packed.Forward(Dense);
+
+    /// <summary>The weight packed for <c>dy W</c>.</summary>
+    internal PackedWeight PackedBackward() => _packed.Backward(Dense);
+
+    /// <summary>Frees packed copies; a later use makes them anew.</summary>
+    internal void Unpack() => _packed.Dispose();
+
     /// <summary>Applies the map with a patch.</summary>
     /// <param name="x">Input <c>[..., in]</c>.</param>
     /// <param name="patch">The patch, or null for the bare map.</param>
     /// <param name="pass">The running forward pass.</param>
     /// <returns>Output <c>[..., out]</c>.</returns>
-    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass)
+    public override Tensor Forward(Tensor x, WeightPatch? patch, Pass pass) => Forward(x, patch, Follow.Nothing, pass);
+
+    /// <summary>Applies the map with the patch that the pass wears here, and what follows it at once.</summary>
+    /// <param name="x">Input <c>[..., in]</c>.</param>
+    /// <param name="follow">What follows.</param>
+    /// <param name="pass">The running forward pass.</param>
+    /// <returns>Output <c>[..., out]</c>.</returns>
+    internal Tensor Forward(Tensor x, Follow follow, Pass pass) => Forward(x, pass.Patch<WeightPatch>(this), follow, pass);
+
+    private Tensor Forward(Tensor x, WeightPatch? patch, Follow follow, Pass pass) => patch?.Form switch
     {
-        if (patch is null) return Product(x, Bias);
-        return patch.Form switch
-        {
-            PatchForm.LowRank => LowRank(x, patch, pass),
-            PatchForm.Weight => Rewritten(x, patch, pass),
-            _ => patch.Around(x, input => Product(input, Bias), pass),
-        };
-    }
+        null => Product(x, Bias, follow, pass),
+        PatchForm.LowRank => LowRank(x, patch, follow, pass),
+        PatchForm.Weight => follow.Apply(Rewritten(x, patch, pass), pass),
+        _ => follow.Apply(patch.Around(x, input => Product(input, Bias, Follow.Nothing, pass), pass), pass),
+    };
 
     // The frozen product.
-    private Tensor Product(Tensor x, Tensor? bias) => Quantised is { } few ? few.Product(x, bias) : Products.Linear(x, Weight, bias);
+    private Tensor Product(Tensor x, Tensor? bias, Follow follow, Pass pass)
+    {
+        if (FrozenLinear.Fits(this, x, bias)) return FrozenLinear.Apply(x, this, bias, null, follow, pass);
+        return follow.Apply(Quantised is { } few ? few.Product(x, bias) : Products.Linear(x, Weight, bias), pass);
+    }
 
     private Tensor Rewritten(Tensor x, WeightPatch patch, Pass pass)
     {
@@ -123,26 +150,33 @@ public sealed class Projection : WeightSite
         return Products.Linear(x, weight, bias);
     }
 
-    private Tensor LowRank(Tensor x, WeightPatch patch, Pass pass)
+    private Tensor LowRank(Tensor x, WeightPatch patch, Follow follow, Pass pass)
     {
         Tensor? bias = patch.RewriteBias(Bias, pass);
-        if (Quantised is null && pass.Together?.For(this, patch, x) is { } shared) return Accumulated(x, bias, shared.Terms, shared.Low, pass);
-        IReadOnlyList<LowRankTerm> terms = patch.Terms(pass);
-        if (Quantised is null && x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, null, pass);
-        Tensor y = Product(x, bias);
+        SharedProduct.Terms? shared = Quantised is null ? pass.Together?.For(this, patch, x) : null;
+        IReadOnlyList<LowRankTerm> terms = shared?.Own ?? patch.Terms(pass);
+        if (terms.Count == 1 && FrozenLinear.Fits(this, x, bias) && FrozenLinear.Fits(terms[0], pass))
+            return FrozenLinear.Apply(x, this, bias, shared?.Beside() ?? new(terms[0]), follow, pass);
+        return follow.Apply(LowRank(x, bias, terms, shared, pass), pass);
+    }
+
+    private Tensor LowRank(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, SharedProduct.Terms? shared, Pass pass)
+    {
+        if (Quantised is null && x.dtype == ScalarType.Float32 && terms.All(t => t.A.dtype == ScalarType.Float32)) return Accumulated(x, bias, terms, shared, pass);
+        Tensor y = Product(x, bias, Follow.Nothing, pass);
         foreach (LowRankTerm term in terms) y = y + term.Apply(x, pass);
         return y;
     }
 
     // On flat rows the second factor's product adds to the frozen product's result: no passes for scale and sum.
-    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, Tensor[]? shared, Pass pass)
+    private Tensor Accumulated(Tensor x, Tensor? bias, IReadOnlyList<LowRankTerm> terms, SharedProduct.Terms? shared, Pass pass)
     {
         long[] shape = x.shape;
-        Tensor y = nn.functional.linear(x.reshape(-1, In), Weight, bias);
+        Tensor y = Product(x.reshape(-1, In), bias, Follow.Nothing, pass);
         for (int i = 0; i < terms.Count; i++)
         {
             LowRankTerm term = terms[i];
-            Tensor low = shared?[i] ?? nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
+            Tensor low = shared?.Low(i) ?? nn.functional.linear(pass.Dropout(x, term.Dropout).reshape(-1, In), term.A);   // [rows, rank]
             y.addmm_(low, term.B.t(), 1, (float)term.Scale);
             if (term.BiasB is not null) y = y + term.BiasB * term.Scale;
         }
@@ -185,10 +219,21 @@ public class Norm : WeightSite
         return Normalise(x, patch, pass);
     }
 
+    /// <summary>Normalises a sum with the patch that the pass wears here.</summary>
+    /// <param name="stream">One addend <c>[..., width]</c>.</param>
+    /// <param name="output">The other, of the same shape.</param>
+    /// <param name="pass">The running forward pass.</param>
+    internal Tensor ForwardSum(Tensor stream, Tensor output, Pass pass)
+    {
+        if (OverTime || !NativeKernels.On || pass.Patches[this] is not null || !FusedNorm.Fits(stream, output, Weight, Bias)) return Forward(stream + output, pass);
+        return FusedNorm.Apply(stream, output, Weight, Bias, Epsilon, RootMeanSquare);
+    }
+
     private Tensor Normalise(Tensor x, WeightPatch? patch, Pass pass)
     {
         (Tensor weight, Tensor? bias) = Effective(patch, pass);
         if (OverTime) return nn.functional.layer_norm(x.transpose(1, 2), [x.shape[1]], null, null, Epsilon).transpose(1, 2) * weight + (bias ?? zeros_like(weight));
+        if (FusedNorm.Fits(x, null, weight, bias)) return FusedNorm.Apply(x, null, weight, bias, Epsilon, RootMeanSquare);
         if (!RootMeanSquare) return nn.functional.layer_norm(x, [weight.shape[0]], weight, bias, Epsilon);
         Tensor wide = x.to_type(ScalarType.Float32);
         Tensor y = (wide * (wide.square().mean([-1], keepdim: true) + Epsilon).rsqrt()).to_type(x.dtype) * weight;

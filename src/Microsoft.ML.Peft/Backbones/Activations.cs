@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Peft.Adaptation;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Backbones;
@@ -27,6 +28,15 @@ public static class Activations
         ["sigmoid"] = x => x.sigmoid(),
         ["tanh"] = x => x.tanh(),
         ["linear"] = x => x,
+    };
+
+    /// <summary>The activation of a name as kernels know it.</summary>
+    internal static ActivationKind Kind(string name) => name switch
+    {
+        "gelu" or "gelu_python" => ActivationKind.Gelu,
+        "gelu_new" or "gelu_fast" or "gelu_pytorch_tanh" or "gelu_accurate" => ActivationKind.GeluTanh,
+        "relu" => ActivationKind.Relu,
+        _ => ActivationKind.None,
     };
 
     /// <summary>The activation of a name.</summary>

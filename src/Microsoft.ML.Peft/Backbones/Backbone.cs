@@ -351,6 +351,7 @@ public abstract partial class Backbone : IDisposable
     /// <inheritdoc/>
     public virtual void Dispose()
     {
+        foreach (Projection projection in _sites.OfType<Projection>()) projection.Unpack();
         foreach (Tensor tensor in _owned) tensor.Dispose();
         _owned.Clear();
         foreach (QuantisedWeight quantised in _quantised) quantised.Dispose();

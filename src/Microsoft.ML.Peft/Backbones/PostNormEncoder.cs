@@ -22,11 +22,11 @@ internal sealed record LayerNames(
 public abstract class PostNormEncoder : Backbone
 {
     private readonly List<EncoderLayer> _layers = [];
-    private readonly Func<Tensor, Tensor> _activation;
+    private readonly Follow _activation;
 
     private protected PostNormEncoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _activation = Activations.Get(config.Activation);
+        _activation = Follow.By(config.Activation);
         if (config.HiddenSize % config.HeadCount != 0)
             throw new Checkpoints.CheckpointFormatException(
                 $"config.json: hidden size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
@@ -95,9 +95,9 @@ public abstract class PostNormEncoder : Backbone
         {
             Tensor attended = pass.Scoped(() => parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass));
             if (first) x = x.narrow(1, pass.Layout.First, 1);
-            x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.Forward(stream + y, pass), pass);
+            x = parts.AttentionResidual.Forward(x, attended, (stream, y) => parts.AttentionNorm.ForwardSum(stream, y, pass), pass);
             Tensor fed = pass.Scoped(() => parts.FeedForward.Forward(x, input => FeedForward(parts, input, pass), pass));
-            return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.Forward(stream + y, pass), pass);
+            return parts.FeedForwardResidual.Forward(x, fed, (stream, y) => parts.FeedForwardNorm.ForwardSum(stream, y, pass), pass);
         }, pass);
     }
 
@@ -117,9 +117,9 @@ public abstract class PostNormEncoder : Backbone
         var input = new AttentionInput(
             Split(parts.Query.Forward(asking, pass)), Split(parts.Key.Forward(x, pass)), Split(parts.Value.Forward(x, pass)), bias);
         Tensor context = Heads.Join(parts.Core.Forward(input, a => Heads.Attend(a, parts.Core.Scale, Config.AttentionDropout, pass), pass));
-        return pass.Dropout(parts.Output.Forward(context, pass), Config.HiddenDropout);
+        return parts.Output.Forward(context, Follow.ByDropout(Config.HiddenDropout), pass);
     }
 
     private Tensor FeedForward(EncoderLayer parts, Tensor x, Pass pass) =>
-        pass.Dropout(parts.Down.Forward(_activation(parts.Up.Forward(x, pass)), pass), Config.HiddenDropout);
+        parts.Down.Forward(parts.Up.Forward(x, _activation, pass), Follow.ByDropout(Config.HiddenDropout), pass);
 }

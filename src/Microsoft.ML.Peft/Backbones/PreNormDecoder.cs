@@ -23,7 +23,7 @@ internal sealed record DecoderNames(
 public abstract class PreNormDecoder : Backbone
 {
     private readonly List<DecoderLayer> _layers = [];
-    private readonly Func<Tensor, Tensor> _activation;
+    private readonly Follow _activation;
     private readonly int _headWidth, _keyHeads;
     private Sequence _wordSequence = null!;
     private Norm _finalNorm = null!;
@@ -31,7 +31,7 @@ public abstract class PreNormDecoder : Backbone
 
     private protected PreNormDecoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _activation = Activations.Get(config.Activation);
+        _activation = Follow.By(config.Activation);
         _keyHeads = config.KeyHeadCount ?? config.HeadCount;
         if (config.HeadWidth is null && config.HiddenSize % config.HeadCount != 0)
             throw new CheckpointFormatException($"config.json: hidden size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
@@ -137,7 +137,7 @@ public abstract class PreNormDecoder : Backbone
         if (pass.Cache is not null) (key, value) = pass.Cache.Append(parts.Core, key, value);
         var input = new AttentionInput(query, key, value, pass.Layout.CausalBias(x.dtype));
         Tensor context = parts.Core.Forward(input, a => Heads.Attend(a, parts.Core.Scale, Config.AttentionDropout, pass), pass);
-        return pass.Dropout(parts.Output.Forward(Heads.Join(context), pass), Config.HiddenDropout);
+        return parts.Output.Forward(Heads.Join(context), Follow.ByDropout(Config.HiddenDropout), pass);
     }
 
     private (Tensor Query, Tensor Key, Tensor Value) QueryKeyValue(DecoderLayer parts, Tensor x, Pass pass)
@@ -156,9 +156,9 @@ public abstract class PreNormDecoder : Backbone
     {
         if (parts.Gate is not null) pass.Share(x, parts.Gate, parts.Up);
         Tensor inner = parts.Gate is null
-            ? _activation(parts.Up.Forward(x, pass))
-            : _activation(parts.Gate.Forward(x, pass)) * parts.Up.Forward(x, pass);
-        return pass.Dropout(parts.Down.Forward(inner, pass), Config.HiddenDropout);
+            ? parts.Up.Forward(x, _activation, pass)
+            : parts.Gate.Forward(x, _activation, pass) * parts.Up.Forward(x, pass);
+        return parts.Down.Forward(inner, Follow.ByDropout(Config.HiddenDropout), pass);
     }
 
     /// <inheritdoc/>

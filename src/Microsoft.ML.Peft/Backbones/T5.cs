@@ -16,7 +16,7 @@ public sealed class T5Backbone : Backbone
     private readonly Embedding _words;
     private readonly Stack _encoder, _decoder;
     private readonly Projection? _head;
-    private readonly Func<Tensor, Tensor> _activation;
+    private readonly Follow _activation;
     private readonly bool _gated;
     private readonly double _headScale;
 
@@ -27,7 +27,7 @@ public sealed class T5Backbone : Backbone
     {
         var read = new ConfigReader(config.Raw);
         (_gated, string activation) = FeedForward(config.Raw, config.ModelType);
-        _activation = Activations.Get(activation);
+        _activation = Follow.By(activation);
         int buckets = read.Int("relative_attention_num_buckets", 32, 4), distance = read.Int("relative_attention_max_distance", 128);
         if (distance <= buckets / 2)
             throw new CheckpointFormatException(
@@ -223,9 +223,9 @@ public sealed class T5Backbone : Backbone
     private Tensor FeedForward(Layers parts, Tensor x, Pass pass)
     {
         Tensor inner = parts.Gate is null
-            ? _activation(parts.Up.Forward(x, pass))
-            : _activation(parts.Gate.Forward(x, pass)) * parts.Up.Forward(x, pass);
-        return pass.Dropout(parts.Down.Forward(pass.Dropout(inner, Config.HiddenDropout), pass), Config.HiddenDropout);
+            ? parts.Up.Forward(x, _activation, pass)
+            : parts.Gate.Forward(x, _activation, pass) * parts.Up.Forward(x, pass);
+        return parts.Down.Forward(pass.Dropout(inner, Config.HiddenDropout), Follow.ByDropout(Config.HiddenDropout), pass);
     }
 
     /// <inheritdoc/>

@@ -1,0 +1,34 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+// What each instruction set offers, and what all of them share.
+#pragma once
+#include <stddef.h>
+#include "../peft_native.h"
+
+struct pn_weights {
+    int64_t out, in;
+    float* data;    // panels of the instruction set's tile width, [in, width] each, padded with zeros
+    size_t bytes;
+};
+
+namespace pn {
+
+struct Kernels {
+    const char* name;
+    int64_t panel;  // columns of a panel
+    void (*pack)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float factor, float* target);
+    int (*product)(const pn_product& p);
+    int (*attention_forward)(const pn_attention& a);
+    int (*attention_backward)(const pn_attention& a);
+    int (*norm_forward)(const pn_norm& n);
+    int (*norm_backward)(const pn_norm& n);
+    int (*dropout)(const float* x, float* y, int64_t count, const pn_dropout& d, int threads);
+    int (*activation_forward)(const float* x, float* y, int64_t count, int kind, int threads);
+    int (*activation_backward)(const float* x, const float* d_y, float* d_x, int64_t count, int kind, const pn_dropout& d, int threads);
+};
+
+// Memory of the calling thread that stays for its next call; a slot each for what is needed at once. Null where there is none left.
+float* scratch(int slot, size_t floats);
+
+constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2;
+
+}

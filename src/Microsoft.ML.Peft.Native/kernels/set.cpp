@@ -1,0 +1,18 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+// All kernels for one instruction set: compiled once for each, with the set's flags and PN_NAMESPACE, PN_LANES, PN_TILE_ROWS.
+#include "attention.h"
+#include "norm.h"
+#include "product.h"
+
+#define PN_TEXT(x) PN_QUOTE(x)
+#define PN_QUOTE(x) #x
+
+namespace PN_NAMESPACE {
+
+extern const pn::Kernels kernels;
+const pn::Kernels kernels = {
+    PN_TEXT(PN_NAMESPACE), NR, pack, product, attention_forward, attention_backward, norm_forward, norm_backward,
+    dropout, activation_forward, activation_backward,
+};
+
+}

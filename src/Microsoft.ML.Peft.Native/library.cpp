@@ -1,0 +1,153 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+// The C interface: picks the instruction set once, checks arguments, keeps the threads' memory.
+#include <stdlib.h>
+#include <string.h>
+#include <new>
+#include "kernels/kernels.h"
+
+#define PN_DECLARE(set) namespace set { extern const pn::Kernels kernels; }
+#ifdef PN_X86
+PN_DECLARE(avx512)
+PN_DECLARE(avx2)
+#endif
+PN_DECLARE(baseline)
+
+namespace {
+
+thread_local const char* last_error = "";
+
+int refuse(const char* why) {
+    last_error = why;
+    return -1;
+}
+
+int done(int result) {
+    if (result == -2) last_error = "out of memory";
+    return result;
+}
+
+// ONEDNN_MAX_CPU_ISA masks instruction sets in the libraries that people know; it does the same here.
+int highest_allowed() {
+    const char* limit = getenv("PEFT_NATIVE_ISA");
+    if (!limit || !*limit) limit = getenv("ONEDNN_MAX_CPU_ISA");
+    if (!limit || !*limit) return 2;
+    if (!strncasecmp(limit, "avx512", 6) || !strcasecmp(limit, "all") || !strcasecmp(limit, "default")) return 2;
+    return !strncasecmp(limit, "avx2", 4) ? 1 : 0;
+}
+
+const pn::Kernels& choose() {
+#ifdef PN_X86
+    int allowed = highest_allowed();
+    if (allowed >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return avx512::kernels;
+    if (allowed >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+#endif
+    return baseline::kernels;
+}
+
+const pn::Kernels& kernels() {
+    static const pn::Kernels& chosen = choose();
+    return chosen;
+}
+
+float* aligned(size_t floats) { return (float*)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64 + 64); }
+
+struct Memory {
+    float* data[3] = {};
+    size_t floats[3] = {};
+    ~Memory() {
+        for (float* part : data) free(part);
+    }
+};
+
+}
+
+float* pn::scratch(int slot, size_t floats) {
+    static thread_local Memory memory;
+    if (memory.floats[slot] < floats) {
+        free(memory.data[slot]);
+        memory.data[slot] = aligned(floats);
+        memory.floats[slot] = memory.data[slot] ? floats : 0;
+    }
+    return memory.data[slot];
+}
+
+const char* pn_isa(void) { return kernels().name; }
+int pn_abi(void) { return PN_ABI; }
+const char* pn_error(void) { return last_error; }
+
+pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
+    if (!source || out < 1 || in < 1) {
+        refuse("a matrix to pack needs rows and columns");
+        return nullptr;
+    }
+    int64_t panel = kernels().panel, padded = (out + panel - 1) / panel * panel;
+    float* data = aligned((size_t)(padded * in));
+    auto* weights = data ? new (std::nothrow) pn_weights{out, in, data, sizeof(float) * padded * in} : nullptr;
+    if (!weights) {
+        free(data);
+        done(-2);
+        return nullptr;
+    }
+    kernels().pack(source, out, in, out_stride, in_stride, 1.0f, data);
+    return weights;
+}
+
+void pn_free(pn_weights* weights) {
+    if (!weights) return;
+    free(weights->data);
+    delete weights;
+}
+
+int64_t pn_bytes(const pn_weights* weights) { return weights ? (int64_t)weights->bytes : 0; }
+
+int pn_product_run(const pn_product* p) {
+    if (!p || !p->x || !p->y || (!p->packed && !p->w) || p->in < 1 || p->rows < 0) return refuse("a product needs both factors and a result");
+    if (p->packed && (p->packed->out != p->out || p->packed->in != p->in)) return refuse("the packed weight has another shape");
+    if (p->low && (!p->up || p->rank < 1)) return refuse("a low-rank term needs both factors");
+    if (p->accumulate && (p->activation || p->dropout.threshold > 0)) return refuse("what is added to is neither activated nor dropped out");
+    return done(kernels().product(*p));
+}
+
+static int check(const pn_attention* a) {
+    if (!a || !a->q.data || !a->k.data || !a->v.data || a->heads < 1 || a->key_heads < 1 || a->heads % a->key_heads || a->width < 1 || a->keys < 1)
+        return refuse("attention needs queries, keys and values, and as many heads of queries for each of keys");
+    if (a->bias && a->bias_key != 1 && a->bias_key != 0) return refuse("a bias lies together over the keys, or is one number");
+    return 0;
+}
+
+int pn_attention_forward(const pn_attention* a) {
+    if (int refused = check(a)) return refused;
+    return a->out.data ? done(kernels().attention_forward(*a)) : refuse("attention needs a result");
+}
+
+int pn_attention_backward(const pn_attention* a) {
+    if (int refused = check(a)) return refused;
+    if (!a->sums || !a->d_out.data || !a->d_q.data || !a->d_k.data || !a->d_v.data) return refuse("the backward pass of attention needs sums and places for gradients");
+    return done(kernels().attention_backward(*a));
+}
+
+int pn_norm_forward(const pn_norm* n) {
+    if (!n || !n->x || !n->y || !n->weight || n->width < 1) return refuse("a norm needs rows, weights and a result");
+    return done(kernels().norm_forward(*n));
+}
+
+int pn_norm_backward(const pn_norm* n) {
+    if (!n || !n->x || !n->d_y || !n->d_x || !n->weight || n->width < 1) return refuse("the backward pass of a norm needs rows, weights, gradients and a result");
+    return done(kernels().norm_backward(*n));
+}
+
+int pn_dropout_run(const float* x, float* y, int64_t count, const pn_dropout* dropout, int32_t threads) {
+    return x && y && dropout ? done(kernels().dropout(x, y, count, *dropout, threads)) : refuse("dropout needs numbers, a key and a result");
+}
+
+int pn_activation_forward(const float* x, float* y, int64_t count, int32_t activation, int32_t threads) {
+    return x && y ? done(kernels().activation_forward(x, y, count, activation, threads)) : refuse("an activation needs numbers and a result");
+}
+
+int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t count, int32_t activation, const pn_dropout* dropout, int32_t threads) {
+    static const pn_dropout none = {};
+    return d_y && d_x && (x || activation == PN_LINEAR)
+        ? done(kernels().activation_backward(x, d_y, d_x, count, activation, dropout ? *dropout : none, threads))
+        : refuse("the gradient of an activation needs its argument and a result");
+}

@@ -1,0 +1,110 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+// The C interface of the kernels: plain pointers to float32 in row-major order, strides in elements. Nothing here knows a
+// tensor library. Functions return 0, or a negative number where an argument is refused or memory is lacking; pn_error says
+// which. All of them may be called from many threads at once; results do not depend on the number of threads.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PN_ABI 1
+#define PN_API __attribute__((visibility("default")))
+
+enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
+
+// Which of the library's instruction sets runs here: "avx512", "avx2", "baseline" (or "neon").
+PN_API const char* pn_isa(void);
+PN_API int pn_abi(void);
+PN_API const char* pn_error(void);
+
+// Dropout: an entry is kept where hash(place, key) is at least the threshold. Keys and the share are mixed by the caller.
+typedef struct {
+    uint32_t low, high;     // halves of the mixed key
+    int32_t threshold;      // of 2^24; 0 for no dropout
+    float kept;             // factor of what is kept
+} pn_dropout;
+
+// A matrix laid out for products, made once and read by all.
+typedef struct pn_weights pn_weights;
+
+// Packs w(n, k) = source[n * out_stride + k * in_stride] for products x [rows, in] -> [rows, out].
+PN_API pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride);
+PN_API void pn_free(pn_weights* weights);
+PN_API int64_t pn_bytes(const pn_weights* weights);
+
+// y = dropout(activation(x w' + scale low up' + bias)), or added to what y holds.
+typedef struct {
+    int64_t rows, out, in;
+    const float* x;
+    int64_t x_row, x_in;            // x(i, k) = x[i * x_row + k * x_in]
+    const pn_weights* packed;       // w, or null and
+    const float* w;                 // w(n, k) = w[n * w_out + k * w_in]
+    int64_t w_out, w_in;
+    const float* low;               // [rows, rank], rows low_row apart; null for none
+    int64_t low_row, rank;
+    const float* up;                // up(n, r) = up[n * up_out + r * up_rank]
+    int64_t up_out, up_rank;
+    float scale;
+    int32_t accumulate;             // not together with an activation or dropout
+    const float* bias;              // [out] or null
+    int32_t activation;
+    int32_t threads;
+    float* before;                  // where the activation's argument goes, [rows, out]; or null
+    float* y;                       // rows y_row apart
+    int64_t y_row;
+    pn_dropout dropout;
+} pn_product;
+
+PN_API int pn_product_run(const pn_product* p);
+
+// Softmax(scale q k' + bias) v by heads; heads of queries that share a head of keys lie one after the other.
+typedef struct {
+    const float* data;
+    int64_t batch, head, token;     // strides; the width lies together
+} pn_heads;
+
+typedef struct {
+    int64_t batch, heads, key_heads, queries, keys, width;
+    pn_heads q, k, v;
+    const int32_t* lengths;         // [batch]: keys that count, the first ones; null for all
+    const float* bias;              // null for none
+    int64_t bias_batch, bias_head, bias_query, bias_key;
+    float scale;
+    int32_t threads;
+    pn_dropout dropout;             // of the shares; place ((b * heads + h) * queries + i) * keys + j
+    pn_heads out;                   // written by the forward pass, and read by none
+    float* sums;                    // [batch, heads, queries, 2]: largest score, 1 / sum of exponentials; null where no backward pass follows
+    pn_heads d_out, d_q, d_k, d_v;  // the backward pass reads the first and writes the others, all of their entries
+} pn_attention;
+
+PN_API int pn_attention_forward(const pn_attention* a);
+PN_API int pn_attention_backward(const pn_attention* a);
+
+// y = norm(x + add) * weight + bias over the last axis. The sum is written where asked for: the backward pass reads it.
+typedef struct {
+    int64_t rows, width;
+    const float *x, *add;           // add may be null
+    const float *weight, *bias;     // bias may be null
+    float epsilon;
+    int32_t root_mean_square;
+    float *sum, *y;                 // sum may be null
+    const float* d_y;               // backward: with x the sum, add null
+    float* d_x;
+    int32_t threads;
+} pn_norm;
+
+PN_API int pn_norm_forward(const pn_norm* n);
+PN_API int pn_norm_backward(const pn_norm* n);
+
+// y = x times the dropout's factors; x and y may be the same.
+PN_API int pn_dropout_run(const float* x, float* y, int64_t count, const pn_dropout* dropout, int32_t threads);
+
+// y = dropout(activation(x)), and its gradient d_x = d_y times the factors, times the activation's slope at x.
+PN_API int pn_activation_forward(const float* x, float* y, int64_t count, int32_t activation, int32_t threads);
+PN_API int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t count, int32_t activation, const pn_dropout* dropout, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,254 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using static Microsoft.ML.Peft.Adaptation.NativeKernels;
+using static TorchSharp.torch;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>
+/// A frozen projection with what stands beside and after it, in one kernel: <c>dropout(act(x Wᵀ + s (dropout(x) Aᵀ) Bᵀ + b))</c>.
+/// The graph keeps the input where a factor is trained, and the activation's argument; masks are made again.
+/// </summary>
+internal static unsafe class FrozenLinear
+{
+    /// <summary>A low-rank term whose first product may be there already: columns of <paramref name="Low"/> from <paramref name="At"/> on.</summary>
+    internal readonly record struct Beside(LowRankTerm Term, Tensor? Low = null, long At = 0);
+
+    /// <summary>True where the kernel can take the place of libtorch's product.</summary>
+    public static bool Fits(Projection site, Tensor x, Tensor? bias) => On && site.Packs && x.ndim >= 1
+        && NativeKernels.Fits(x) && x.numel() / site.In * site.Out <= int.MaxValue / sizeof(float) && (bias is null || NativeKernels.Fits(bias));
+
+    /// <summary>True where the kernel takes this term beside the product as well.</summary>
+    public static bool Fits(LowRankTerm term, Pass pass) =>
+        term.BiasB is null && NativeKernels.Fits(term.A) && NativeKernels.Fits(term.B) && pass.CanKey(term.Dropout);
+
+    /// <summary>The projection's output <c>[..., out]</c>.</summary>
+    /// <param name="x">Input <c>[..., in]</c>.</param>
+    /// <param name="site">The projection.</param>
+    /// <param name="bias">Its bias, perhaps a trained one; or null.</param>
+    /// <param name="beside">A low-rank term that fits, or null.</param>
+    /// <param name="follow">What follows.</param>
+    /// <param name="pass">The running forward pass.</param>
+    public static Tensor Apply(Tensor x, Projection site, Tensor? bias, Beside? beside, Follow follow, Pass pass)
+    {
+        LowRankTerm? term = beside?.Term;
+        bool graph = is_grad_enabled();
+        bool known = follow.Activation is null || follow.Kind != ActivationKind.None, keyed = known && pass.CanKey(follow.Dropout);
+        var call = new Call
+        {
+            Site = site,
+            Scale = term?.Scale ?? 0,
+            LowDropout = pass.Mask(term?.Dropout ?? 0),
+            Kind = known ? follow.Kind : ActivationKind.None,
+            Dropout = keyed ? pass.Mask(follow.Dropout) : default,
+            Input = graph && x.requires_grad,
+            A = graph && term is { A.requires_grad: true },
+            B = graph && term is { B.requires_grad: true },
+            Bias = graph && bias is { requires_grad: true },
+        };
+        x = Contiguous(x);
+        bias = bias is null ? null : Contiguous(bias);
+        (Tensor A, Tensor B)? factors = term is { } t ? (Contiguous(t.A), Contiguous(t.B)) : null;
+        Tensor y = call.Input || call.A || call.B || call.Bias
+            ? Function.apply(Arguments(call, x, bias, factors))
+            : Forward(call, x, bias, factors, beside, keep: false).Y;
+        if (!known) y = follow.Activation!(y);
+        return keyed ? y : pass.Dropout(y, follow.Dropout);
+    }
+
+    private static object[] Arguments(Call call, Tensor x, Tensor? bias, (Tensor A, Tensor B)? factors)
+    {
+        call.HasBias = bias is not null;
+        List<object> arguments = [call, x];
+        if (factors is { } f) arguments.AddRange([f.A, f.B]);
+        if (bias is not null) arguments.Add(bias);
+        return [.. arguments];
+    }
+
+    private sealed class Call
+    {
+        public required Projection Site { get; init; }
+        public double Scale { get; init; }
+        public NativeDropout LowDropout { get; init; }
+        public NativeDropout Dropout { get; init; }
+        public ActivationKind Kind { get; init; }
+        public bool Input { get; init; }
+        public bool A { get; init; }
+        public bool B { get; init; }
+        public bool Bias { get; init; }
+        public bool HasBias { get; set; }
+    }
+
+    private readonly record struct Made(Tensor Y, Tensor? Low, Tensor? Before);
+
+    private static Made Forward(Call call, Tensor x, Tensor? bias, (Tensor A, Tensor B)? factors, Beside? beside, bool keep)
+    {
+        Projection site = call.Site;
+        long rows = x.numel() / site.In;
+        long[] shape = x.shape;
+        shape[^1] = site.Out;
+        Tensor y = empty(shape, dtype: ScalarType.Float32);
+        Tensor? before = keep && call.Kind != ActivationKind.None ? empty([rows, site.Out], dtype: ScalarType.Float32) : null;
+        Tensor? low = factors is null ? null : beside?.Low ?? First(call, x, factors.Value.A, rows);
+        var p = new NativeProduct
+        {
+            Rows = rows,
+            Out = site.Out,
+            In = site.In,
+            X = Pointer(x),
+            XRow = site.In,
+            XIn = 1,
+            Bias = bias is null ? null : Pointer(bias),
+            Activation = (int)call.Kind,
+            Before = before is null ? null : Pointer(before),
+            Y = Pointer(y),
+            YRow = site.Out,
+            Dropout = call.Dropout,
+        };
+        if (factors is { } f)
+        {
+            p.Low = Pointer(low!) + (beside?.At ?? 0);
+            p.Up = Pointer(f.B);
+            (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (low!.shape[1], f.B.shape[1], f.B.shape[1], 1, (float)call.Scale);
+        }
+        Run(p, site.PackedForward());
+        GC.KeepAlive(x);
+        GC.KeepAlive(bias);
+        GC.KeepAlive(factors?.A);
+        GC.KeepAlive(factors?.B);
+        return new Made(y, low, before);
+    }
+
+    // dropout(x) Aᵀ, [rows, rank]
+    private static Tensor First(Call call, Tensor x, Tensor a, long rows)
+    {
+        Tensor low = empty([rows, a.shape[0]], dtype: ScalarType.Float32);
+        using Tensor? dropped = Dropped(x, call.LowDropout);
+        long width = a.shape[1];
+        Run(new NativeProduct { Rows = rows, Out = a.shape[0], In = width, X = Pointer(dropped ?? x), XRow = width, XIn = 1, W = Pointer(a), WOut = width, WIn = 1, Y = Pointer(low), YRow = a.shape[0] });
+        return low;
+    }
+
+    private static Tensor? Dropped(Tensor x, NativeDropout mask)
+    {
+        if (mask.Threshold == 0) return null;
+        Tensor dropped = empty(x.shape, dtype: ScalarType.Float32);
+        Check(Calls.Dropout(Pointer(x), Pointer(dropped), x.numel(), &mask, get_num_threads()));
+        return dropped;
+    }
+
+    /// <summary>The product of an input with first factors <c>[ranks, in]</c>, <c>[rows, ranks]</c>; no graph.</summary>
+    public static Tensor FirstFactors(Tensor x, Tensor a)
+    {
+        x = Contiguous(x);
+        return First(new Call { Site = null! }, x, Contiguous(a), x.numel() / a.shape[1]);
+    }
+
+    internal static void Run(NativeProduct p, PackedWeight? packed = null)
+    {
+        p.Threads = get_num_threads();
+        bool held = false;
+        try
+        {
+            packed?.DangerousAddRef(ref held);
+            p.Packed = packed?.DangerousGetHandle() ?? 0;
+            Check(Calls.Product(&p));
+        }
+        finally
+        {
+            if (held) packed!.DangerousRelease();
+        }
+    }
+
+    private sealed class Function : autograd.SingleTensorFunction<Function>
+    {
+        public override string Name => nameof(FrozenLinear);
+
+        public override Tensor forward(autograd.AutogradContext ctx, params object[] vars)
+        {
+            var (call, x) = ((Call)vars[0], (Tensor)vars[1]);
+            bool term = vars.Length - (call.HasBias ? 1 : 0) == 4;
+            (Tensor A, Tensor B)? factors = term ? ((Tensor)vars[2], (Tensor)vars[3]) : null;
+            Made made = Forward(call, x, call.HasBias ? (Tensor)vars[^1] : null, factors, null, keep: true);
+            List<Tensor> saved = [];
+            if (made.Before is { } before) saved.Add(before);
+            if (factors is { } f) saved.AddRange([f.A, f.B, made.Low!, x]);
+            ctx.save_for_backward(saved);
+            ctx.save_data("call", call);
+            return made.Y;
+        }
+
+        public override List<Tensor> backward(autograd.AutogradContext ctx, Tensor grad_output)
+        {
+            using var scope = NewDisposeScope();
+            var call = (Call)ctx.get_data("call")!;
+            List<Tensor> saved = ctx.get_saved_variables();
+            Tensor? before = call.Kind != ActivationKind.None ? saved[0] : null;
+            if (before is not null) saved.RemoveAt(0);
+            Tensor gradient = Gradient(call, Contiguous(grad_output), before);           // of the sum before the activation
+            List<Tensor> results = [null!];
+            if (saved.Count > 0) results.AddRange(WithTerm(call, gradient, saved[0], saved[1], saved[2], saved[3]));
+            else results.Add(call.Input ? Below(call, gradient, null, null)! : null!);
+            if (call.HasBias) results.Add(call.Bias ? gradient.view(-1, call.Site.Out).sum(0L) : null!);
+            foreach (Tensor result in results)
+                if (result is not null) scope.MoveToOuter(result);
+            return results;
+        }
+    }
+
+    private static Tensor Gradient(Call call, Tensor given, Tensor? before)
+    {
+        NativeDropout mask = call.Dropout;
+        if (before is null && mask.Threshold == 0) return given;
+        Tensor gradient = empty(given.shape, dtype: ScalarType.Float32);
+        Check(Calls.ActivationBackward(before is null ? null : Pointer(before), Pointer(given), Pointer(gradient), given.numel(), (int)call.Kind, &mask, get_num_threads()));
+        return gradient;
+    }
+
+    private static List<Tensor> WithTerm(Call call, Tensor gradient, Tensor a, Tensor b, Tensor low, Tensor x)
+    {
+        (long rank, long inWidth, long outWidth) = (a.shape[0], a.shape[1], b.shape[0]);
+        long rows = x.numel() / inWidth;
+        Tensor back = empty([rows, rank], dtype: ScalarType.Float32);                    // s dy B
+        Run(new NativeProduct { Rows = rows, Out = rank, In = outWidth, X = Pointer(gradient), XRow = outWidth, XIn = 1, W = Pointer(b), WOut = 1, WIn = rank, Y = Pointer(back), YRow = rank });
+        back.mul_(call.Scale);
+        Tensor? below = call.Input ? Below(call, gradient, back, a) : null;
+        Tensor? first = null, second = null;
+        if (call.A)
+        {
+            Tensor seen = Dropped(x, call.LowDropout) ?? x;
+            first = empty([rank, inWidth], dtype: ScalarType.Float32);
+            Run(new NativeProduct { Rows = rank, Out = inWidth, In = rows, X = Pointer(back), XRow = 1, XIn = rank, W = Pointer(seen), WOut = 1, WIn = inWidth, Y = Pointer(first), YRow = inWidth });
+        }
+        if (call.B)
+        {
+            second = empty([outWidth, rank], dtype: ScalarType.Float32);
+            Run(new NativeProduct { Rows = outWidth, Out = rank, In = rows, X = Pointer(gradient), XRow = 1, XIn = outWidth, W = Pointer(low), WOut = 1, WIn = rank, Y = Pointer(second), YRow = rank });
+            second.mul_(call.Scale);
+        }
+        return [below!, first!, second!];
+    }
+
+    // dy W, and what the term's first factor gives back, through its mask.
+    private static Tensor Below(Call call, Tensor gradient, Tensor? back, Tensor? a)
+    {
+        Projection site = call.Site;
+        long[] shape = gradient.shape;
+        shape[^1] = site.In;
+        Tensor below = empty(shape, dtype: ScalarType.Float32);
+        var p = new NativeProduct { Rows = gradient.numel() / site.Out, Out = site.In, In = site.Out, X = Pointer(gradient), XRow = site.Out, XIn = 1, Y = Pointer(below), YRow = site.In };
+        if (back is not null && call.LowDropout.Threshold == 0)
+        {
+            p.Low = Pointer(back);
+            p.Up = Pointer(a!);
+            (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (back.shape[1], back.shape[1], 1, site.In, 1);
+        }
+        else if (back is not null)
+        {
+            Run(new NativeProduct { Rows = p.Rows, Out = site.In, In = back.shape[1], X = Pointer(back), XRow = back.shape[1], XIn = 1, W = Pointer(a!), WOut = 1, WIn = site.In, Y = p.Y, YRow = site.In, Dropout = call.LowDropout });
+            p.Accumulate = 1;
+        }
+        Run(p, site.PackedBackward());
+        return below;
+    }
+}

@@ -1,0 +1,103 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Runtime.InteropServices;
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>Activations that the kernels know; the numbers are theirs.</summary>
+internal enum ActivationKind
+{
+    None = 0,
+    Gelu = 1,
+    GeluTanh = 2,
+    Relu = 3,
+}
+
+// As in peft_native.h, which tells what the fields are.
+#pragma warning disable CS1591
+
+/// <summary>A mask that is made where it is used: a hash of an entry's place and these numbers.</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct NativeDropout
+{
+    public uint Low, High;
+    public int Threshold;
+    public float Kept;
+
+    /// <summary>The mask that <see cref="DropoutMask"/> writes for a share and a key.</summary>
+    public static NativeDropout Of(double probability, ulong key)
+    {
+        ulong mixed = Pass.Mix(key);
+        return new NativeDropout
+        {
+            Low = (uint)mixed,
+            High = (uint)(mixed >> 32),
+            Threshold = DropoutMask.Threshold(probability),
+            Kept = (float)(1 / (1 - probability)),
+        };
+    }
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeProduct
+{
+    public long Rows, Out, In;
+    public float* X;
+    public long XRow, XIn;
+    public nint Packed;
+    public float* W;
+    public long WOut, WIn;
+    public float* Low;
+    public long LowRow, Rank;
+    public float* Up;
+    public long UpOut, UpRank;
+    public float Scale;
+    public int Accumulate;
+    public float* Bias;
+    public int Activation;
+    public int Threads;
+    public float* Before;
+    public float* Y;
+    public long YRow;
+    public NativeDropout Dropout;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeHeads
+{
+    public float* Data;
+    public long Batch, Head, Token;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeAttention
+{
+    public long Batch, Heads, KeyHeads, Queries, Keys, Width;
+    public NativeHeads Q, K, V;
+    public int* Lengths;
+    public float* Bias;
+    public long BiasBatch, BiasHead, BiasQuery, BiasKey;
+    public float Scale;
+    public int Threads;
+    public NativeDropout Dropout;
+    public NativeHeads Out;
+    public float* Sums;
+    public NativeHeads DOut, DQ, DK, DV;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeNorm
+{
+    public long Rows, Width;
+    public float* X;
+    public float* Add;
+    public float* Weight;
+    public float* Bias;
+    public float Epsilon;
+    public int RootMeanSquare;
+    public float* Sum;
+    public float* Y;
+    public float* DY;
+    public float* DX;
+    public int Threads;
+}
