@@ -62,11 +62,10 @@ PN_INLINE vi lanes() {
     return v;
 }
 
-// e^x to about two units in the last place; 0 below -87.3.
-PN_INLINE vf exponential(vf x) {
-    vf held = least(most(x, all(-87.3f)), all(88.7f));
-    vf whole = (held * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-    vf r = held - whole * 0.693359375f + whole * 2.12194440e-4f;
+// e^x to about two units in the last place, for x within -87.3 and 88.7.
+PN_INLINE vf exponential_within(vf x) {
+    vf whole = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+    vf r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     vf p = r * 1.9841270e-4f + 1.3888889e-3f;
     p = p * r + 8.3333333e-3f;
     p = p * r + 4.1666667e-2f;
@@ -76,7 +75,13 @@ PN_INLINE vf exponential(vf x) {
     vi exponent = (__builtin_convertvector(whole, vi) + 127) << 23;
     vf power;
     memcpy(&power, &exponent, sizeof power);
-    return x < all(-87.3f) ? vf{} : p * power;
+    return p * power;
+}
+
+// The same for any x; 0 below -87.3.
+PN_INLINE vf exponential(vf x) {
+    vf y = exponential_within(least(most(x, all(-87.3f)), all(88.7f)));
+    return x < all(-87.3f) ? vf{} : y;
 }
 
 // The normal distribution's Phi(x): e^-P(|x|) / 2 on the one side, its complement on the other; P was fitted to 4e-8.
@@ -90,7 +95,7 @@ PN_INLINE vf normal_share(vf x) {
     p = p * z + 3.638757765293121e-02f;
     p = p * z + 3.18298876285553e-01f;
     p = p * z + 7.978852987289429e-01f;
-    vf tail = 0.5f * exponential(-(p * z));
+    vf tail = 0.5f * exponential_within(-(p * z));
     tail = far > all(6.0f) ? vf{} : tail;
     return x < vf{} ? tail : 1.0f - tail;
 }

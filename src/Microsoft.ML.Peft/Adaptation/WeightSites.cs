@@ -155,8 +155,8 @@ public sealed class Projection : WeightSite
         Tensor? bias = patch.RewriteBias(Bias, pass);
         SharedProduct.Terms? shared = Quantised is null ? pass.Together?.For(this, patch, x) : null;
         IReadOnlyList<LowRankTerm> terms = shared?.Own ?? patch.Terms(pass);
-        if (terms.Count == 1 && FrozenLinear.Fits(this, x, bias) && FrozenLinear.Fits(terms[0], pass))
-            return FrozenLinear.Apply(x, this, bias, shared?.Beside() ?? new(terms[0]), follow, pass);
+        if (FrozenLinear.Fits(this, x, bias) && FrozenLinear.Fits(terms, pass))
+            return FrozenLinear.Apply(x, this, bias, terms.Count == 1 && shared is not null ? shared.Beside() : new(FrozenLinear.Joined(terms)), follow, pass);
         return follow.Apply(LowRank(x, bias, terms, shared, pass), pass);
     }
 

@@ -18,9 +18,14 @@ internal static unsafe class FrozenLinear
     public static bool Fits(Projection site, Tensor x, Tensor? bias) => On && site.Packs && x.ndim >= 1
         && NativeKernels.Fits(x) && x.numel() / site.In * site.Out <= int.MaxValue / sizeof(float) && (bias is null || NativeKernels.Fits(bias));
 
-    /// <summary>True where the kernel takes this term beside the product as well.</summary>
-    public static bool Fits(LowRankTerm term, Pass pass) =>
-        term.BiasB is null && NativeKernels.Fits(term.A) && NativeKernels.Fits(term.B) && pass.CanKey(term.Dropout);
+    /// <summary>True where the kernel takes these terms beside the product as well: one, or several of the same input.</summary>
+    public static bool Fits(IReadOnlyList<LowRankTerm> terms, Pass pass) => terms.Count > 0
+        && terms.All(t => t.BiasB is null && NativeKernels.Fits(t.A) && NativeKernels.Fits(t.B) && (terms.Count == 1 ? pass.CanKey(t.Dropout) : !pass.Training || t.Dropout <= 0));
+
+    /// <summary>Several terms of one input as one.</summary>
+    public static LowRankTerm Joined(IReadOnlyList<LowRankTerm> terms) => terms.Count == 1
+        ? terms[0]
+        : new(cat([.. terms.Select(t => t.A)]), cat([.. terms.Select(t => t.B * t.Scale)], 1), 1);
 
     /// <summary>The projection's output <c>[..., out]</c>.</summary>
     /// <param name="x">Input <c>[..., in]</c>.</param>
