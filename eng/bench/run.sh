@@ -5,6 +5,7 @@
 #   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--score-steps ALL] [--threads CORES] [--out FILE]
 # Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node to have ONNX Runtime score beside both.
 #   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
+#   ./eng/bench/run.sh --images         images read and resized a second, beside Pillow in Python; writes RESULTS.images.md
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
 # The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
 set -euo pipefail
@@ -15,6 +16,16 @@ source=${PeftPackages:-$(sed -n 's/.*>\(local\|nuget\)<.*/\1/p' artifacts/packag
 bench=artifacts/$source/bin/Bench/release/Microsoft.ML.Peft.Bench
 folder=artifacts/bench
 if [ "${1:-}" = --sites ]; then exec "$bench" sites; fi
+
+if [ "${1:-}" = --images ]; then
+    python=${PEFT_PYTHON:-}
+    for candidate in python3 /usr/bin/python3 /usr/local/bin/python3; do
+        [ -z "$python" ] || break
+        if "$candidate" -c 'import PIL, numpy' 2>/dev/null; then python=$candidate; fi
+    done
+    [ -n "$python" ] || { echo "No python3 here imports PIL and numpy: apt-get install python3-pil python3-numpy, or set PEFT_PYTHON." >&2; exit 1; }
+    exec "$bench" images "$folder/images" "$python" eng/bench/pillow_loop.py "${@:2}"
+fi
 
 # ---- rows: sst2 sentences where shared material lies beside the checkout, else WordNet's definitions ----
 shared=${PEFT_SHARED:-../shared}

@@ -10,6 +10,11 @@ namespace Microsoft.ML.Data;
 /// </summary>
 public sealed class MLImage : IDisposable
 {
+    private static readonly HashSet<string> _extensions = new(StringComparer.OrdinalIgnoreCase)
+    {
+        ".bmp", ".png", ".jpg", ".jpeg", ".gif", ".ico", ".astc", ".avif", ".dng", ".heif", ".ktx", ".pkm", ".wbmp", ".webp",
+    };
+
     private readonly int _width, _height;
     private readonly MLPixelFormat _format;
     private PixelMemory _pixels;
@@ -100,6 +105,8 @@ public sealed class MLImage : IDisposable
     {
         Alive(this);
         string extension = Path.GetExtension(imagePath);
+        if (!_extensions.Contains(extension))
+            throw new ArgumentException("Path has invalid image file extension.", nameof(imagePath));
         if (!extension.Equals(".png", StringComparison.OrdinalIgnoreCase))
             throw new NotSupportedException($"This stand-in saves '.png' alone, not '{extension}'; the package Microsoft.ML.ImageAnalytics saves JPEG and WebP too.");
         PngWriter.Write(imagePath, _width, _height, _pixels.Span, _format == MLPixelFormat.Bgra32);

@@ -78,13 +78,14 @@ internal sealed class ResizeWeights
 
     private static double Weight(ResizeFilter filter, double x)
     {
-        const double A = -0.5;
+        // Pillow's two constants of this window are single-precision ones, which shows in a weight now and then.
+        const double A = -0.5, Middle = 0.54f, Swing = 0.46f;
         double size = Math.Abs(x);
         return filter switch
         {
             ResizeFilter.Box => x is > -0.5 and <= 0.5 ? 1 : 0,
             ResizeFilter.Bilinear => size < 1 ? 1 - size : 0,
-            ResizeFilter.Hamming => size >= 1 ? 0 : size == 0 ? 1 : Math.Sin(size * Math.PI) / (size * Math.PI) * (0.54 + 0.46 * Math.Cos(size * Math.PI)),
+            ResizeFilter.Hamming => size >= 1 ? 0 : size == 0 ? 1 : Math.Sin(size * Math.PI) / (size * Math.PI) * (Middle + Swing * Math.Cos(size * Math.PI)),
             ResizeFilter.Bicubic => size < 1 ? ((A + 2) * size - (A + 3)) * size * size + 1 : size < 2 ? (((size - 5) * size + 8) * size - 4) * A : 0,
             _ => x is >= -3 and < 3 ? Sinc(x) * Sinc(x / 3) : 0,
         };
