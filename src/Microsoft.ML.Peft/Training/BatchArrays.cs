@@ -155,7 +155,7 @@ internal sealed class BatchArrays
             }
         }
         if (Rows.Count == 1) Try(0);
-        else Parallel.For(0, Rows.Count, Try);
+        else Parallelly.For(Rows.Count, (row, _) => Try(row));
         int[] failed = [.. Enumerable.Range(0, Rows.Count).Where(r => failures[r] is not null)];
         if (failed.Length > 0) throw new UnreadableInputException(failures[failed[0]]!.Message, failures[failed[0]]!.Row, failures[failed[0]]!.InnerException) { Places = failed };
     }

@@ -103,7 +103,7 @@ internal abstract class MediaEncoder<T>(OnBadInput onBad, long room) : RowEncode
         {
             var failures = new UnreadableInputException?[_rows.Count];
             var kept = new MediaRoom(room);
-            Parallel.For(0, _rows.Count, (r, state) =>
+            Parallelly.For(_rows.Count, (r, state) =>
             {
                 try
                 {
