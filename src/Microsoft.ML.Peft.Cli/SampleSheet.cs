@@ -87,14 +87,16 @@ internal static class SampleSheet
     private static Canvas Spectrogram(float[] values, int[] shape, int timeAxis)
     {
         int frames = shape[timeAxis], bins = shape[1 - timeAxis];
-        float low = values.Min(), range = Math.Max(1e-6f, values.Max() - low);
+        // The few loudest and quietest places would leave one grey for all others.
+        float[] sorted = [.. values.Order()];
+        float low = sorted[(int)(0.03 * sorted.Length)], range = Math.Max(1e-6f, sorted[(int)(0.97 * sorted.Length)] - low);
         var seen = new Canvas(frames, bins, _paper);
         for (int frame = 0; frame < frames; frame++)
         {
             for (int bin = 0; bin < bins; bin++)
             {
                 float value = values[timeAxis == 0 ? frame * bins + bin : bin * frames + frame];
-                byte grey = (byte)(255 - 255 * (value - low) / range);
+                byte grey = (byte)(255 - 255 * Math.Clamp((value - low) / range, 0, 1));
                 seen.Set(frame, bins - 1 - bin, new Colour(grey, grey, grey));
             }
         }
