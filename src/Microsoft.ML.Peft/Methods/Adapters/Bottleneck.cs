@@ -126,7 +126,7 @@ public partial class BottleneckOptions : PeftMethod, IAdapterHubMethod
 
     /// <inheritdoc/>
     [JsonIgnore]
-    public sealed override double DefaultLearningRate => Phm ? 3e-3 : Parallel ? 1e-4 : 3e-4;
+    public sealed override double DefaultLearningRate => Phm ? 1e-3 : Parallel ? 1e-4 : 3e-4;
 
     /// <inheritdoc/>
     public override void Validate()
