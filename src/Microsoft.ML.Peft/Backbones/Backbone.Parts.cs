@@ -30,10 +30,10 @@ public abstract partial class Backbone
     private protected Projection AddPackedProjection(string name, SiteRole role, int layer, long outWidth, long inWidth) =>
         Add(new Projection(name, role, layer, Load(name + "_weight", outWidth, inWidth), Load(name + "_bias", outWidth)) { WeightSuffix = "_weight", BiasName = name + "_bias" });
 
-    // The map into the space of two towers stands beside them.
+    // The map into the space of two towers stands beside them; a tower's own file need not have it.
     private protected void AddJointProjection(string name)
     {
-        if (Config.JointWidth is not { } width) return;
+        if (Config.JointWidth is not { } width || !Stored(name + ".weight")) return;
         string biasName = name + ".bias";
         Add(new Projection(name, SiteRole.JointProjection, Config.LayerCount, Load(name + ".weight", width, Config.HiddenSize), Made(biasName) ? Load(biasName, width) : null) { AtRoot = true });
     }

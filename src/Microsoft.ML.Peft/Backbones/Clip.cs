@@ -31,8 +31,11 @@ public sealed class ClipVisionBackbone : ImageEncoder
     /// <inheritdoc/>
     public override string Prefix => "vision_model";
 
-    internal static BackboneConfig ReadConfig(JsonObject raw) =>
-        TowerConfig.Images(TowerConfig.Section(raw, "vision_config", "clip_vision_model"), "clip_vision_model", leading: 1, 1e-5, "quick_gelu");
+    internal static BackboneConfig ReadConfig(JsonObject raw)
+    {
+        JsonObject fields = TowerConfig.Section(raw, "vision_config", "clip_vision_model");
+        return TowerConfig.Images(fields, "clip_vision_model", leading: 1, 1e-5, "quick_gelu") with { JointWidth = TowerConfig.JointWidth(raw, fields) };
+    }
 
     /// <summary>The class token's normed state, <c>[batch, hidden]</c>.</summary>
     /// <param name="output">What a forward pass gave.</param>
@@ -73,8 +76,11 @@ public sealed class ClipTextBackbone : TextTowerBackbone
     /// <inheritdoc/>
     public override bool Causal => true;
 
-    internal static BackboneConfig ReadConfig(JsonObject raw) => TowerConfig.Texts(
-        TowerConfig.Section(raw, "text_config", "clip_text_model"), "clip_text_model", new TextTower(512, 8, 49408, 77, "quick_gelu", 1e-5));
+    internal static BackboneConfig ReadConfig(JsonObject raw)
+    {
+        JsonObject fields = TowerConfig.Section(raw, "text_config", "clip_text_model");
+        return TowerConfig.Texts(fields, "clip_text_model", new TextTower(512, 8, 49408, 77, "quick_gelu", 1e-5)) with { JointWidth = TowerConfig.JointWidth(raw, fields) };
+    }
 
     private protected override Tensor? ScoreBias(int layer, ScalarType dtype, Pass pass) => pass.Layout.CausalBias(dtype);
 

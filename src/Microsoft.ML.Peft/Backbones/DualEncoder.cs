@@ -77,6 +77,9 @@ public sealed class DualEncoder : IDisposable
         try
         {
             texts = makeTexts();
+            foreach ((Backbone tower, string name) in ((Backbone, string)[])[(images, "visual_projection"), (texts, "text_projection")])
+                if (tower.Config.JointWidth is not null && tower.FindSite(name) is null)
+                    throw new CheckpointFormatException($"The weights have no tensor '{name}.weight', by which a pair's towers meet; load a single tower with BackboneLoader.");
             return new DualEncoder(images, texts, scale(), bias?.Invoke())
             {
                 UnusedTensors = [.. images.UnusedTensors.Intersect(texts.UnusedTensors).Where(name => name is not ("logit_scale" or "logit_bias"))],

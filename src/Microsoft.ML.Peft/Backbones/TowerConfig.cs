@@ -28,6 +28,11 @@ internal static class TowerConfig
         return fields;
     }
 
+    /// <summary>Width of the space that a tower's own file may have a projection into; null for a section of a pair's.</summary>
+    /// <param name="raw">The file.</param>
+    /// <param name="fields">The tower's fields.</param>
+    public static int? JointWidth(JsonObject raw, JsonObject fields) => ReferenceEquals(raw, fields) ? new ConfigReader(raw).Int("projection_dim", 512) : null;
+
     /// <summary>Geometry of a text tower.</summary>
     /// <param name="fields">Its fields.</param>
     /// <param name="modelType">Its <c>model_type</c>.</param>

@@ -18,10 +18,13 @@ internal sealed class VisionCase : IDisposable
     private readonly HashSet<string> _read = new(StringComparer.Ordinal);
     private readonly FixtureCase _case;
 
-    public VisionCase(string folder)
+    /// <summary>Opens a case.</summary>
+    /// <param name="folder">Its folder.</param>
+    /// <param name="model">Another folder for its network; null for its own.</param>
+    public VisionCase(string folder, string? model = null)
     {
         _case = new FixtureCase(folder);
-        Model = CheckpointFolder.Open(ModelFolder(folder) ?? throw new AssertFailedException($"{folder} has no model"));
+        Model = CheckpointFolder.Open(model ?? ModelFolder(folder) ?? throw new AssertFailedException($"{folder} has no model"));
         Config = BackboneLoader.ReadConfig(Model.Files);
         Tolerance = _case.Json.GetProperty("tolerance").GetDouble();
     }

@@ -39,6 +39,34 @@ internal sealed partial class MatrixBackbone
             Few = ["lora", "ssf", "bottleneck", "vpt", "bitfit", "prefix-tuning", "partial", "ia3"],
             Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
         },
+        new("deit",
+            """
+            {"model_type": "deit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+            "image_size": 8, "patch_size": 4, "architectures": ["DeiTForImageClassificationWithTeacher"]}
+            """, [])
+        {
+            Few = ["lora", "vpt", "vqt", "prefix-tuning"],
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
+        },
+        new("clip",
+            """
+            {"model_type": "clip", "vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 48, "image_size": 8, "patch_size": 4}}
+            """,
+            new() { ["query"] = ["q_proj"], ["key"] = ["k_proj"], ["value"] = ["v_proj"], ["dense"] = ["out_proj", "fc1", "fc2"] })
+        {
+            Few = ["lora", "ssf", "bottleneck", "vpt", "vqt", "prefix-tuning"],
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 3, 8, 8).to(tokens.Ids.device)),
+        },
+        new("videomae",
+            """
+            {"model_type": "videomae", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 48, "image_size": 8, "patch_size": 4, "num_frames": 4}
+            """, [])
+        {
+            Few = ["lora", "ssf", "bottleneck", "vqt", "bitfit", "prefix-tuning"],
+            Batch = tokens => TokenBatch.OfImages(new Draws(13, "pixels").Normal(1, tokens.Ids.shape[0], 4, 3, 8, 8).to(tokens.Ids.device)),
+        },
         new("dinov2",
             """
             {"model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
