@@ -33,16 +33,18 @@ public sealed partial class VisionBackboneFixtureTests
         .Where(folder => VisionCase.ModelType(folder) is { } type && Runs(type))
         .Select(folder => new object[] { Path.GetFileName(folder) });
 
+    /// <summary>Every case that has a network runs; those of pictures and sounds alone belong to the tests of data.</summary>
     [TestMethod]
     public void CasesOfOtherKindsAreListed()
     {
         _ = Shared.Root;
         string[] here = [.. Models.Select(c => (string)c[0])];
-        foreach (string folder in Shared.Cases("vision-audio"))
-            if (!here.Contains(Path.GetFileName(folder)))
-                TestContext.WriteLine($"{Path.GetFileName(folder)}: {(VisionCase.ModelType(folder) is { } type ? $"no network of model_type {type}" : "no network in it")}");
-        TestContext.WriteLine($"{here.Length} of {Shared.Cases("vision-audio").Count} cases run");
+        string[] others = [.. Shared.Cases("vision-audio").Where(folder => !here.Contains(Path.GetFileName(folder)))];
+        foreach (string folder in others) TestContext.WriteLine($"{Path.GetFileName(folder)}: no network in it");
+        TestContext.WriteLine($"{here.Length} of {here.Length + others.Length} cases run");
         Assert.IsNotEmpty(here);
+        string[] unknown = [.. others.Where(folder => VisionCase.ModelType(folder) is not null).Select(folder => $"{Path.GetFileName(folder)} ({VisionCase.ModelType(folder)})")];
+        Assert.IsEmpty(unknown, $"no network for {string.Join(", ", unknown)}");
     }
 
     [TestMethod]
@@ -115,20 +117,15 @@ public sealed partial class VisionBackboneFixtureTests
         if (!File.Exists(file)) file = Path.Combine(Shared.Root, "fixtures", "vision-audio", "parameter-counts.json");
         JsonObject counts = JsonNode.Parse(File.ReadAllText(file))!["counts"]!.AsObject();
         Dictionary<string, Func<long>> known = Together<Func<long>>();
-        int compared = 0;
+        var failures = new List<string>();
         foreach ((string name, JsonNode? expected) in counts)
         {
-            if (!known.TryGetValue(name, out Func<long>? count))
-            {
-                TestContext.WriteLine($"{name}: no such geometry here");
-                continue;
-            }
             using var scope = NewDisposeScope();
-            Assert.AreEqual((long)expected!["parameters"]!, count(), name);
-            compared++;
+            if (!known.TryGetValue(name, out Func<long>? count)) failures.Add($"{name}: no such geometry here");
+            else if (count() is var found && found != (long)expected!["parameters"]!) failures.Add($"{name}: {found} numbers, expected {expected["parameters"]}");
         }
-        TestContext.WriteLine($"{compared} of {counts.Count} geometries");
-        Assert.IsGreaterThan(0, compared);
+        Assert.IsEmpty(failures, string.Join(Environment.NewLine, failures));
+        Assert.IsNotEmpty(counts);
     }
 
     /// <summary>Numbers of a network with its classifier, or without.</summary>
@@ -148,6 +145,6 @@ public sealed partial class VisionBackboneFixtureTests
     {
         public bool Has(string name) => (pooler || !name.StartsWith("pooler.dense", StringComparison.Ordinal)) && name != "proj_out.weight";
 
-        public Tensor Load(string name, params long[] shape) => shape.Length == 0 ? empty([]) : empty([1]).expand(shape);
+        public Tensor Load(string name, params long[] shape) => shape.Length == 0 ? empty([1]).view() : empty([1]).expand(shape);
     }
 }
