@@ -30,6 +30,9 @@ public static class Activations
         ["linear"] = x => x,
     };
 
+    /// <summary>All names, sorted.</summary>
+    public static IReadOnlyList<string> Names { get; } = [.. _byName.Keys.Order(StringComparer.Ordinal)];
+
     /// <summary>The activation of a name as kernels know it.</summary>
     internal static ActivationKind Kind(string name) => name switch
     {
@@ -44,7 +47,7 @@ public static class Activations
     /// <exception cref="NotSupportedException">Unknown name; the message lists the known ones.</exception>
     public static Func<Tensor, Tensor> Get(string name) => _byName.TryGetValue(name, out Func<Tensor, Tensor>? f)
         ? f
-        : throw new NotSupportedException($"Unknown activation '{name}' in config.json; known: {string.Join(", ", _byName.Keys.Order(StringComparer.Ordinal))}.");
+        : throw new NotSupportedException($"Unknown activation '{name}' in config.json; known: {string.Join(", ", Names)}.");
 
     // x/2 (1 + tanh(√(2/π) (x + 0.044715 x³)))
     private static Tensor GeluTanh(Tensor x) =>

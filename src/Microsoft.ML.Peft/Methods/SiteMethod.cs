@@ -24,8 +24,13 @@ public abstract class SiteMethod : TargetedMethod
         try
         {
             AddShared(adaptation, sites, seed);
-            foreach (WeightSite site in sites) AddSite(adaptation, site, backbone.PathOf(site), seed);
+            foreach (WeightSite site in sites)
+            {
+                BeforeSite(adaptation, site);
+                AddSite(adaptation, site, backbone.PathOf(site), seed);
+            }
             foreach (WeightSite site in SavedWhole(backbone)) TrainedCopies.Whole(adaptation, site);
+            AfterSites(adaptation);
             Completed(adaptation, seed);
             return adaptation;
         }
@@ -41,7 +46,7 @@ public abstract class SiteMethod : TargetedMethod
     {
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
         if (FitTo(sites) is { } fitted) return fitted.CountTrainable(backbone);
-        return CountShared(backbone, sites) + sites.Sum(site => CountSite(site, backbone.PathOf(site))) + SavedWhole(backbone).Sum(TrainedCopies.Count);
+        return CountShared(backbone, sites) + sites.Sum(site => CountSite(site, backbone.PathOf(site))) + SavedWhole(backbone).Sum(TrainedCopies.Count) + CountBeside(backbone, sites);
     }
 
     /// <summary>A copy with what the options leave to the sites; null where they leave nothing.</summary>
@@ -60,6 +65,17 @@ public abstract class SiteMethod : TargetedMethod
 
         static long Greatest(long a, long b) => b == 0 ? a : Greatest(b, a % b);
     }
+
+    // What is trained beside the method's own numbers.
+    private protected virtual void BeforeSite(PeftAdaptation adaptation, WeightSite site)
+    {
+    }
+
+    private protected virtual void AfterSites(PeftAdaptation adaptation)
+    {
+    }
+
+    private protected virtual long CountBeside(Backbone backbone, IReadOnlyList<WeightSite> sites) => 0;
 
     /// <summary>Makes the empty adaptation; methods with hooks give one of their own class.</summary>
     /// <param name="backbone">The frozen network.</param>

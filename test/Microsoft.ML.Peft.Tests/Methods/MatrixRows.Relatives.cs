@@ -23,6 +23,7 @@ internal static partial class MatrixRows
         ["para"] = () => new DeftOptions { Rank = 3, Para = true, Decomposition = DeftDecomposition.Qr },
         ["frod"] = () => new FrodOptions { SparseRate = 0.03, Targets = ["query", "AttentionOutput"] },
         ["frod dropout and one layer"] = () => new FrodOptions { SparseRate = 0.1, Dropout = 0.1, Targets = ["intermediate.dense", "output.dense"], Layers = [1] },
+        ["adamss dynamic"] = () => new AdamssOptions { Rank = 8, Subspaces = 5, SubspaceRank = 4, DynamicRank = true, Threshold = 0.3, TargetSubspaces = 4, FirstStep = 0, LastStep = 4, StepsBetween = 1, Targets = ["query", "dense"] },
         ["adamss"] = () => new AdamssOptions { Rank = 8, Subspaces = 3, SubspaceRank = 2, Targets = ["query", "dense"] },
         ["lily"] = () => new LilyOptions { Rank = 4, Stride = 2, Experts = 3 },
         ["lily of layers"] = () => new LilyOptions { Rank = 4, Scaling = 1.5, Targets = ["query", "dense"] },

@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// importance over all modules are set to 0, until n r_T of n r₀ are left; which modules keep more of them is learned.
 /// Trained numbers a module: r₀ (in + out + 1). Exchanged files hold the triplets that are left.
 /// </summary>
-public sealed class AdaLoraOptions : SiteMethod
+public sealed class AdaLoraOptions : BiasedMethod
 {
     // Fields of the configuration that would change what is computed.
     private static readonly string[] _unsupported =
@@ -92,6 +92,8 @@ public sealed class AdaLoraOptions : SiteMethod
     /// <inheritdoc/>
     [JsonIgnore]
     public override string? HuggingFaceType => "ADALORA";
+
+    private protected override string OwnBiases => "lora_only";
 
     /// <inheritdoc/>
     protected override bool Adapts(WeightSite site) => site is Projection or Convolution { Groups: 1 };
@@ -186,7 +188,7 @@ public sealed class AdaLoraOptions : SiteMethod
             if (!AdapterConfig.IsEmpty(config, field))
                 throw new ArgumentException($"adapter_config.json: the field '{field}' is {config[field]!.ToJsonString()}; it is not supported with AdaLoRA. Supported is null.", field);
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         InitialRank = AdapterConfig.Get(config, "init_r", 12);
         TargetRank = Math.Min(AdapterConfig.Get(config, "target_r", 8), InitialRank);
         _unusedRank = AdapterConfig.Get(config, "r", 8);
@@ -210,7 +212,7 @@ public sealed class AdaLoraOptions : SiteMethod
         foreach (string field in _unsupported) config[field] = field is "use_rslora" or "use_dora" or "use_qalora" or "lora_bias" ? false : null;
         config["alpha_pattern"] = new JsonObject();
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_r"] = InitialRank;
         config["target_r"] = TargetRank;
         config["r"] = _unusedRank;

@@ -24,7 +24,7 @@ public enum DeftDecomposition
 /// <c>R [rank, in]</c>. R starts at what is taken out, so a fresh adapter changes nothing; PaRa has no R and only takes out.
 /// Several at one site refer to the frozen W and add up.
 /// </summary>
-public sealed class DeftOptions : SiteMethod
+public sealed class DeftOptions : BiasedMethod
 {
     /// <summary>Rank of the subspace, 1 to 4096, at most the narrower output.</summary>
     public int Rank { get; set; } = 8;
@@ -110,7 +110,7 @@ public sealed class DeftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         Alpha = config["alpha"] is null ? null : AdapterConfig.Get(config, "alpha", 0.0);
@@ -126,7 +126,7 @@ public sealed class DeftOptions : SiteMethod
     {
         WriteTargets(config, backbone);
         _carried.Write(config);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["r"] = Rank;

@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// <c>ΔW = B diag(λ / (r ‖a_i‖ ‖b_i‖)) A diag(n)</c> with <c>A [rank, in]</c>, <c>B [out, rank]</c>, one trained λ a module, and n the
 /// lengths of W's columns. The change is bounded by λ, whatever the learning rate. B starts at 0.
 /// </summary>
-public sealed class DeloraOptions : SiteMethod
+public sealed class DeloraOptions : BiasedMethod
 {
     private const double Shortest = 1e-4;
 
@@ -91,7 +91,7 @@ public sealed class DeloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         Lambda = AdapterConfig.Get(config, "delora_lambda", 15.0);
@@ -106,7 +106,7 @@ public sealed class DeloraOptions : SiteMethod
     {
         string[] paths = [.. SelectSites(backbone).Select(backbone.PathOf)];
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["r"] = Rank;
         config["delora_lambda"] = AdapterConfig.Number(Lambda);

@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// Trained are λ <c>[in]</c> and a few entries of a sparse S at random places, <c>W' = U (S + diag λ) Vᵀ</c>; S starts at 0. V and the places
 /// stand in the files once a kind; U follows from W and V.
 /// </summary>
-public sealed class FrodOptions : SiteMethod
+public sealed class FrodOptions : BiasedMethod
 {
     /// <summary>Share of S's entries that are trained, in (0, 1).</summary>
     public double SparseRate { get; set; } = 0.01;
@@ -180,7 +180,7 @@ public sealed class FrodOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         ProjectionSeed = AdapterConfig.Get(config, "projection_prng_key", 0);
         SaveProjection = AdapterConfig.Get(config, "save_projection", true);
@@ -196,7 +196,7 @@ public sealed class FrodOptions : SiteMethod
     {
         WriteTargets(config, backbone);
         _carried.Write(config);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["save_projection"] = SaveProjection;
         config["projection_prng_key"] = ProjectionSeed;

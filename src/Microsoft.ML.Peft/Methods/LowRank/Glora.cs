@@ -25,9 +25,9 @@ public enum GloraSupport
 /// <summary>
 /// GLoRA (Chavan et al. 2023, arXiv 2306.07967): <c>W' = W + W ⊙ A + B</c>, <c>b' = b + b ⊙ D + E + W c</c>. A and B are
 /// <c>[out, rank] [rank, in]</c>, a column <c>[out, 1]</c> or one number; c is <c>[in, 1]</c>; D and E are <c>[out]</c> or one
-/// number. All start at 0 but the second factors. Several at one site refer to the frozen W and add up.
+/// number; a module without a bias has A and B alone. All start at 0 but the second factors. Several at one site refer to the frozen W and add up.
 /// </summary>
-public sealed class GloraOptions : SiteMethod
+public sealed class GloraOptions : BiasedMethod
 {
     /// <summary>Rank of the products, 1 to 4096.</summary>
     public int Rank { get; set; } = 8;
@@ -79,7 +79,7 @@ public sealed class GloraOptions : SiteMethod
 
     /// <inheritdoc/>
     protected override long CountSite(WeightSite site, string path) =>
-        2 * Count(WeightSupport, Wide(site), Narrow(site)) + Count(PromptSupport, Narrow(site), 1) + 2 * Count(BiasSupport, Wide(site), 1);
+        2 * Count(WeightSupport, Wide(site), Narrow(site)) + (site.Bias is null ? 0 : Count(PromptSupport, Narrow(site), 1) + 2 * Count(BiasSupport, Wide(site), 1));
 
     private long Count(GloraSupport form, long rows, long columns) => form switch
     {
@@ -94,14 +94,18 @@ public sealed class GloraOptions : SiteMethod
     {
         long wide = Wide(site), narrow = Narrow(site);
         Func<Tensor> Support(string letter, GloraSupport form, params long[] shape) => AddSupport(adaptation, $"{path}.glora_{letter}", form, shape, seed);
-        Func<Tensor> a = Support("A", WeightSupport, wide, narrow), b = Support("B", WeightSupport, wide, narrow), c = Support("C", PromptSupport, narrow, 1);
-        Func<Tensor> d = Support("D", BiasSupport, wide), e = Support("E", BiasSupport, wide);
+        // Without a bias there is nothing to shift.
+        (GloraSupport prompt, GloraSupport shifts) = site.Bias is null ? (GloraSupport.None, GloraSupport.None) : (PromptSupport, BiasSupport);
+        Func<Tensor> a = Support("A", WeightSupport, wide, narrow), b = Support("B", WeightSupport, wide, narrow), c = Support("C", prompt, narrow, 1);
+        Func<Tensor> d = Support("D", shifts, wide), e = Support("E", shifts, wide);
+        NamedParameter? trained = BiasOf(adaptation, path);
         adaptation.Attach(site, new RewritePatch((weight, bias, _) =>
         {
             Tensor frozen = site.Weight.to_type(ScalarType.Float32);
-            Tensor old = site.Bias?.to_type(ScalarType.Float32) ?? zeros([wide], device: frozen.device);
-            Tensor shift = old * d() + e() + frozen.matmul(c()).squeeze(1);
-            return (weight + (frozen * a() + b()), bias is null ? shift : bias + shift);
+            Tensor changed = weight + (frozen * a() + b());
+            if (site.Bias is null) return (changed, bias);
+            Tensor old = trained?.Value ?? site.Bias.to_type(ScalarType.Float32);
+            return (changed, bias! + (old * d() + e() + frozen.matmul(c()).squeeze(1)));
         }));
     }
 
@@ -126,7 +130,7 @@ public sealed class GloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         WeightSupport = ConfigFields.Choice(config, "config_A_B", "lora", _names);
@@ -139,7 +143,7 @@ public sealed class GloraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["r"] = Rank;
         config["config_A_B"] = _names.Single(n => n.Value == WeightSupport).Name;

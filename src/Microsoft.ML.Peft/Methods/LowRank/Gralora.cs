@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// <c>gralora_B [blocks, rank, out / blocks]</c>; as many numbers as LoRA of the same rank, but a change of rank up to
 /// <c>blocks · rank</c>. B starts at 0.
 /// </summary>
-public sealed class GraloraOptions : SiteMethod
+public sealed class GraloraOptions : BiasedMethod
 {
     /// <summary>Rank of the blocks together, a multiple of <see cref="Blocks"/>.</summary>
     public int Rank { get; set; } = 32;
@@ -109,7 +109,7 @@ public sealed class GraloraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 32);
         Alpha = AdapterConfig.Get(config, "alpha", 64.0);
@@ -124,7 +124,7 @@ public sealed class GraloraOptions : SiteMethod
     {
         IReadOnlyList<WeightSite> sites = SelectSites(backbone);
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["fan_in_fan_out"] = sites.OfType<Projection>().Any(site => site.StoredTransposed);
         config["r"] = Rank;

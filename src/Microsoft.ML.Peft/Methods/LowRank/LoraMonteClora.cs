@@ -46,7 +46,7 @@ public sealed class MonteCloraVariant : LoraVariant
             Scaler = AdapterConfig.Get(fields, "sample_scaler", plain.Scaler),
             DivergenceWeight = AdapterConfig.Get(fields, "kl_loss_weight", plain.DivergenceWeight),
             DirichletPrior = AdapterConfig.Get(fields, "dirichlet_prior", plain.DirichletPrior),
-            UseEntropy = AdapterConfig.Get(fields, "use_entropy", plain.UseEntropy),
+            UseEntropy = AdapterConfig.Get(fields, "use_entropy", false),
             BufferSize = AdapterConfig.Get(fields, "buffer_size", plain.BufferSize),
         };
     }

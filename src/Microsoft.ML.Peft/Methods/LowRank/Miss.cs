@@ -25,7 +25,7 @@ public enum MissMode
 /// <c>ΔW[o, c] = M[c mod rank, o]</c>; with <see cref="MissMode.Mini"/> also along the outputs; with <see cref="MissMode.Bat"/> blocks
 /// <c>D [out / rank, rank, rank]</c> guided by the weight, <c>ΔW_ij = W_ij D_i + D_i</c>. All start at 0; there is no scaling.
 /// </summary>
-public class MissOptions : SiteMethod
+public class MissOptions : BiasedMethod
 {
     /// <summary>Rank r, or size of a block; 1 to 4096, at most the inputs of a module; with bat a divisor of both its widths.</summary>
     public int Rank { get; set; } = 64;
@@ -58,6 +58,8 @@ public class MissOptions : SiteMethod
     /// <inheritdoc/>
     [JsonIgnore]
     public override string? HuggingFaceType => "MISS";
+
+    private protected override string OwnBiases => "MiSS_only";
 
     private string Block => $"{HuggingFaceType!.ToLowerInvariant()}_block";
 
@@ -120,7 +122,7 @@ public class MissOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 64);
         MiniRank = AdapterConfig.Get(config, "mini_r", 1);
@@ -135,7 +137,7 @@ public class MissOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = Mode switch { MissMode.Bat => "bat", MissMode.Mini => "mini", _ => true };
         config["r"] = Rank;
         config["mini_r"] = MiniRank;

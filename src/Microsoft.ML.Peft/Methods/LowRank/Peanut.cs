@@ -16,15 +16,8 @@ namespace Microsoft.ML.Peft.Methods;
 /// </summary>
 public sealed class PeanutOptions : SiteMethod
 {
-    private static readonly Dictionary<string, Func<Tensor, Tensor>> _activations = new(StringComparer.Ordinal)
-    {
-        ["relu"] = x => x.relu(),
-        // Written out: libtorch 1.13's own has a wrong gradient where the one that arrives lies in memory in another order.
-        ["gelu"] = x => x * 0.5 * ((x * Math.Sqrt(0.5)).erf() + 1),
-        ["silu"] = x => nn.functional.silu(x),
-        ["tanh"] = x => x.tanh(),
-        ["sigmoid"] = x => x.sigmoid(),
-    };
+    // Written out: libtorch 1.13's own has a wrong gradient where the one that arrives lies in memory in another order.
+    private static Tensor Gelu(Tensor x) => x * 0.5 * ((x * Math.Sqrt(0.5)).erf() + 1);
 
     /// <summary>Rank, 1 to 4096.</summary>
     public int Rank { get; set; } = 32;
@@ -32,7 +25,7 @@ public sealed class PeanutOptions : SiteMethod
     /// <summary>Pairs of encoder and decoder between A and B, 0 to 16.</summary>
     public int Depth { get; set; }
 
-    /// <summary>The nonlinearity: relu, gelu, silu, tanh or sigmoid.</summary>
+    /// <summary>The nonlinearity, by its name in Hugging Face configurations: relu, gelu, silu, tanh, sigmoid, leaky_relu and others.</summary>
     public string Activation { get; set; } = "relu";
 
     /// <summary>Scaling of the update.</summary>
@@ -64,7 +57,7 @@ public sealed class PeanutOptions : SiteMethod
         base.Validate();
         if (Rank is < 1 or > 4096) throw Invalid(nameof(Rank), Rank, "1 to 4096");
         if (Depth is < 0 or > 16) throw Invalid(nameof(Depth), Depth, "0 to 16");
-        if (!_activations.ContainsKey(Activation ?? "")) throw Invalid(nameof(Activation), $"'{Activation}'", $"one of {string.Join(", ", _activations.Keys)}.{NearNames.Hint(Activation ?? "", _activations.Keys)}");
+        if (!Activations.Names.Contains(Activation ?? "")) throw Invalid(nameof(Activation), $"'{Activation}'", $"one of {string.Join(", ", Activations.Names)}.{NearNames.Hint(Activation ?? "", Activations.Names)}");
         if (Scaling == 0 || !double.IsFinite(Scaling)) throw Invalid(nameof(Scaling), Scaling, "a finite number other than 0");
     }
 
@@ -79,7 +72,7 @@ public sealed class PeanutOptions : SiteMethod
         NamedParameter b = Add(adaptation, $"{path}.peanut_B.weight", zeros([Wide(site), Rank]));
         NamedParameter[] encoders = [.. Enumerable.Range(0, Depth).Select(i => Drawn($"peanut_encoders.{i}.weight", Rank, Rank))];
         NamedParameter[] decoders = [.. Enumerable.Range(0, Depth).Select(i => Drawn($"peanut_decoders.{i}.weight", Rank, Rank))];
-        Func<Tensor, Tensor> act = _activations[Activation];
+        Func<Tensor, Tensor> act = Activation is "gelu" or "gelu_python" ? Gelu : Activations.Get(Activation);
         adaptation.Attach(site, new TermsPatch(_ =>
         {
             Tensor hidden = act(site.Weight.to_type(ScalarType.Float32).t().matmul(a.Value.t()));             // [in, rank]

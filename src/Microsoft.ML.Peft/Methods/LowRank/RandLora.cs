@@ -16,7 +16,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// Trained numbers a module: n (r + min(out, in)). The matrices are drawn as PyTorch draws them from
 /// <see cref="ProjectionKey"/>.
 /// </summary>
-public sealed class RandLoraOptions : SiteMethod
+public sealed class RandLoraOptions : BiasedMethod
 {
     /// <summary>Rank r of each product, 1 to 16384: a higher rank needs fewer products and trains fewer numbers.</summary>
     public int Rank { get; set; } = 32;
@@ -166,7 +166,7 @@ public sealed class RandLoraOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Only(config, "init_weights", true);
         Rank = AdapterConfig.Get(config, "r", 32);
         Alpha = AdapterConfig.Get(config, "randlora_alpha", 640.0);
@@ -182,7 +182,7 @@ public sealed class RandLoraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["r"] = Rank;
         config["randlora_alpha"] = AdapterConfig.Number(Alpha);

@@ -16,7 +16,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// At embedding tables (rows, width) the same with the table as W. P is drawn as PyTorch draws it from
 /// <see cref="ProjectionSeed"/> and the module's number.
 /// </summary>
-public sealed class TinyLoraOptions : SiteMethod
+public sealed class TinyLoraOptions : BiasedMethod
 {
     private const string Vector = "tinylora_v.";
 
@@ -157,7 +157,7 @@ public sealed class TinyLoraOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Rank = AdapterConfig.Get(config, "r", 2);
         U = AdapterConfig.Get(config, "u", 64);
         WeightTying = AdapterConfig.Get(config, "weight_tying", 0.0);
@@ -174,7 +174,7 @@ public sealed class TinyLoraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["r"] = Rank;
         config["u"] = U;
         config["weight_tying"] = WeightTying;

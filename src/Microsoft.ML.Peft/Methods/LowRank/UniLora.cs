@@ -16,7 +16,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// numbers: the length of θ, for the whole model. The choice follows NumPy's generator for <see cref="ProjectionSeed"/>, so
 /// that files without it mean the same. A fresh adaptation is not quite the base model.
 /// </summary>
-public sealed class UniLoraOptions : SiteMethod
+public sealed class UniLoraOptions : BiasedMethod
 {
     private const string Theta = "unilora_theta_d";
 
@@ -145,7 +145,7 @@ public sealed class UniLoraOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Only(config, "init_weights", true);
         Rank = AdapterConfig.Get(config, "r", 4);
         ThetaLength = AdapterConfig.Get(config, "theta_d_length", 256);
@@ -160,7 +160,7 @@ public sealed class UniLoraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["r"] = Rank;
         config["theta_d_length"] = ThetaLength;

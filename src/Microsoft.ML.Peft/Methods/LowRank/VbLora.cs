@@ -17,7 +17,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// A fresh adaptation is not quite the base model. Files may hold only the k indices and weights a slot; such an adapter scores
 /// and merges but learns no more.
 /// </summary>
-public sealed class VbLoraOptions : SiteMethod
+public sealed class VbLoraOptions : BiasedMethod
 {
     private const string Bank = "vblora_vector_bank", Indices = "_topk_indices", Weights = "_topk_weights";
 
@@ -196,7 +196,7 @@ public sealed class VbLoraOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Rank = AdapterConfig.Get(config, "r", 4);
         NumVectors = AdapterConfig.Get(config, "num_vectors", 256);
         VectorLength = AdapterConfig.Get(config, "vector_length", 256);
@@ -212,7 +212,7 @@ public sealed class VbLoraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["r"] = Rank;
         config["num_vectors"] = NumVectors;
         config["vector_length"] = VectorLength;

@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// vectors a site. The matrices are drawn as PyTorch draws them from <see cref="ProjectionKey"/>, so that files without them
 /// mean the same numbers.
 /// </summary>
-public abstract class VeraMethod : SiteMethod
+public abstract class VeraMethod : BiasedMethod
 {
     /// <summary>Rank r of the shared matrices, 1 to 16384.</summary>
     public int Rank { get; set; } = 256;
@@ -105,7 +105,7 @@ public abstract class VeraMethod : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Rank = AdapterConfig.Get(config, "r", 256);
         Dropout = AdapterConfig.Get(config, $"{Word}_dropout", 0.0);
         DInitial = AdapterConfig.Get(config, "d_initial", 0.1);
@@ -119,7 +119,7 @@ public abstract class VeraMethod : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["r"] = Rank;
         config[$"{Word}_dropout"] = Dropout;
         config["d_initial"] = DInitial;

@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// order, and its outputs are scaled, <c>W' = s ⊙ (W Bᵀ)</c>. <c>boft_R [factors, blocks, size, size]</c>, of which the skew part ½ (R − Rᵀ)
 /// goes through Cayley's transform; <c>boft_s</c> one number an output. R starts at 0, s at 1. Projections and convolutions.
 /// </summary>
-public sealed class BoftOptions : SiteMethod
+public sealed class BoftOptions : BiasedMethod
 {
     /// <summary>Size of a block; 0 where <see cref="Blocks"/> is given. It divides every width, and is even with several factors.</summary>
     public int BlockSize { get; set; } = 4;
@@ -86,7 +86,7 @@ public sealed class BoftOptions : SiteMethod
         (long blocks, long size) = Shape(Narrow(site), path);
         NamedParameter r = Add(adaptation, $"{path}.boft_R", zeros([Factors, blocks, size, size]));
         NamedParameter s = Add(adaptation, $"{path}.boft_s", ones(site is Convolution ? [1, Wide(site)] : [Wide(site), 1]));
-        adaptation.Attach(site, new InputMapPatch(site, (rows, transposed, pass) => Turn(rows, r.Value, transposed, pass), s));
+        adaptation.Attach(site, new InputMapPatch(site, (rows, transposed, pass) => Turn(rows, r.Value, transposed, pass), s, BiasOf(adaptation, path)));
     }
 
     // B = F_m … F_1 with F_i = P_i C_i P_iᵀ; rows are multiplied with B, or with Bᵀ.
@@ -124,7 +124,7 @@ public sealed class BoftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         BlockSize = AdapterConfig.Get(config, "boft_block_size", 4);
         Blocks = AdapterConfig.Get(config, "boft_block_num", 0);
@@ -137,7 +137,7 @@ public sealed class BoftOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["boft_block_size"] = BlockSize;

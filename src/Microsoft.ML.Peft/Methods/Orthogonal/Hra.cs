@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// <c>W' = W Π (I − 2 u uᵀ / ‖u‖²)</c> over the columns of <c>hra_u [in, rank]</c>, the first on the left. The columns start in equal pairs,
 /// which cancel. Projections and convolutions (over channels times kernel).
 /// </summary>
-public sealed class HraOptions : SiteMethod
+public sealed class HraOptions : BiasedMethod
 {
     /// <summary>Number of reflections, 1 to 1024, at most the inputs of a module; an even one starts at the base model.</summary>
     public int Rank { get; set; } = 8;
@@ -87,7 +87,7 @@ public sealed class HraOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         Rank = AdapterConfig.Get(config, "r", 8);
         GramSchmidt = AdapterConfig.Get(config, "apply_GS", false);
@@ -98,7 +98,7 @@ public sealed class HraOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["r"] = Rank;
         config["apply_GS"] = GramSchmidt;

@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// <c>n (n − 1) / 2</c> trained numbers, the upper triangle of a skew Q, and R is its Cayley transform <c>(I − Q)(I + Q)⁻¹</c>, or that
 /// of −Q by a cut series (the default, faster). Q starts at 0. Projections, convolutions (over channels times kernel), tables.
 /// </summary>
-public sealed class OftOptions : SiteMethod
+public sealed class OftOptions : BiasedMethod
 {
     /// <summary>Size n of a block; 0 where <see cref="Blocks"/> is given. Where it does not divide a width, the nearest size that does.</summary>
     public int BlockSize { get; set; } = 32;
@@ -129,7 +129,7 @@ public sealed class OftOptions : SiteMethod
     /// <inheritdoc/>
     public override void ReadHuggingFace(JsonObject config)
     {
-        Only(config, "bias", "none");
+        ReadBias(config);
         ReadTargets(config);
         BlockSize = AdapterConfig.Get(config, "oft_block_size", 32);
         Blocks = AdapterConfig.Get(config, "r", 0);
@@ -146,7 +146,7 @@ public sealed class OftOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["init_weights"] = true;
         config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["oft_block_size"] = BlockSize;

@@ -41,6 +41,9 @@ public sealed class PsoftOptions : SiteMethod
     /// <summary>True to train b, the factors of the directions after R.</summary>
     public bool TrainOutputScale { get; set; } = true;
 
+    /// <summary>False to train R as any matrix, out of rank² numbers.</summary>
+    public bool Orthogonal { get; set; } = true;
+
     /// <summary>True to make R by a cut series in place of the exact transform.</summary>
     public bool Series { get; set; }
 
@@ -87,9 +90,12 @@ public sealed class PsoftOptions : SiteMethod
         CheckShare(nameof(Dropout), Dropout);
     }
 
+    // Trained numbers of R.
+    private long Turns => Orthogonal ? Rank * (Rank - 1L) / 2 : (long)Rank * Rank;
+
     /// <inheritdoc/>
     protected override long CountSite(WeightSite site, string path) =>
-        Rank * (Rank - 1L) / 2 + (TrainInputScale ? Rank : 0) + (TrainOutputScale ? Rank : 0);
+        Turns + (TrainInputScale ? Rank : 0) + (TrainOutputScale ? Rank : 0);
 
     /// <inheritdoc/>
     protected override void AddSite(PeftAdaptation adaptation, WeightSite site, string path, long seed)
@@ -100,13 +106,13 @@ public sealed class PsoftOptions : SiteMethod
         (Tensor a, Tensor b) = Principal(site.Weight, scale);
         NamedParameter Frozen(string name, Tensor value) => adaptation.Add(
             new NamedParameter($"{path}.{name}", value.to_type(ScalarType.Float32).contiguous().to(adaptation.Backbone.Device), trainable: false) { Exchanged = false });
-        NamedParameter upper = Add(adaptation, $"{path}.psoft_R.weight", zeros([Rank * (Rank - 1L) / 2]));
+        NamedParameter upper = Add(adaptation, $"{path}.psoft_R.weight", Orthogonal ? zeros([Turns]) : eye(Rank));
         NamedParameter? after = TrainOutputScale ? Add(adaptation, $"{path}.psoft_R.vector_b", ones([Rank])) : null;
         NamedParameter? before = TrainInputScale ? Add(adaptation, $"{path}.psoft_R.vector_a", ones([Rank])) : null;
         NamedParameter first = Frozen("psoft_A", a), second = Frozen("psoft_B", b);
         adaptation.Attach(site, new TermsPatch(pass =>
         {
-            Tensor turn = Rotation(upper.Value, pass);
+            Tensor turn = Orthogonal ? Rotation(upper.Value, pass) : upper.Value;
             if (before is not null) turn = turn * before.Value;
             if (after is not null) turn = turn * after.Value.unsqueeze(1);
             return [new LowRankTerm(first.Value, second.Value.matmul(turn - eye(Rank, device: turn.device)), scale, Dropout: Dropout)];
@@ -132,8 +138,8 @@ public sealed class PsoftOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         Only(config, "psoft_svd", "full");                       // the other is random: nobody can repeat it
-        Only(config, "psoft_orth", true);
         ReadTargets(config);
+        Orthogonal = AdapterConfig.Get(config, "psoft_orth", true);
         Rank = AdapterConfig.Get(config, "r", 32);
         Alpha = AdapterConfig.Get(config, "psoft_alpha", 32.0);
         Dropout = AdapterConfig.Get(config, "psoft_dropout", 0.0);
@@ -155,7 +161,7 @@ public sealed class PsoftOptions : SiteMethod
         config["fan_in_fan_out"] = StoresTransposed(backbone);
         config["init_weights"] = true;
         config["psoft_svd"] = "full";
-        config["psoft_orth"] = true;
+        config["psoft_orth"] = Orthogonal;
         config["r"] = Rank;
         config["psoft_alpha"] = AdapterConfig.Number(Alpha);
         config["psoft_dropout"] = Dropout;

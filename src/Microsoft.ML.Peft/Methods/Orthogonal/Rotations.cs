@@ -98,7 +98,8 @@ internal static class Rotations
 /// <param name="site">The site.</param>
 /// <param name="map">Rows [..., in] to rows: times Q, or times its transpose where the flag is true. The pass is null while merging.</param>
 /// <param name="scale">Factors of the outputs <c>[out, 1]</c> or <c>[1, out]</c>, not of the bias; null for none.</param>
-internal sealed class InputMapPatch(WeightSite site, Func<Tensor, bool, Pass?, Tensor> map, NamedParameter? scale = null) : WeightPatch
+/// <param name="bias">The bias that is trained in the frozen one's place, or null.</param>
+internal sealed class InputMapPatch(WeightSite site, Func<Tensor, bool, Pass?, Tensor> map, NamedParameter? scale = null, NamedParameter? bias = null) : WeightPatch
 {
     /// <inheritdoc/>
     public override PatchForm Form => site is Convolution ? PatchForm.Weight : PatchForm.Around;
@@ -115,7 +116,7 @@ internal sealed class InputMapPatch(WeightSite site, Func<Tensor, bool, Pass?, T
         if (scale is null) return y;
         Tensor factors = scale.Value.view(-1);
         Tensor scaled = y * factors;
-        return (site.Bias is null ? scaled : scaled + site.Bias * (1 - factors)).to_type(y.dtype);
+        return (site.Bias is null ? scaled : scaled + (bias?.Value ?? site.Bias) * (1 - factors)).to_type(y.dtype);
     }
 
     /// <inheritdoc/>

@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// numbers: <c>ΔW[p n + r, q n + c] = k[p, q, (c − r) mod n] / in</c>. Trained numbers: in · out / n a site; the update's rank
 /// is not bounded by their number. A fresh kernel is random, so the output does not start as the base model's. Merging: W + ΔW.
 /// </summary>
-public sealed class C3aOptions : SiteMethod
+public sealed class C3aOptions : BiasedMethod
 {
     /// <summary>
     /// Width n of the blocks; must divide both sides of every target's weight. Null for the largest number up to 256 that does,
@@ -131,7 +131,7 @@ public sealed class C3aOptions : SiteMethod
     public override void ReadHuggingFace(JsonObject config)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         BlockSize = AdapterConfig.Get(config, "block_size", 256);
         BlockSizePattern = new OrderedDictionary<string, int>(AdapterConfig.Table(config, "block_size_pattern").Select(p => KeyValuePair.Create(p.Key, (int)p.Value)));
         Init = config["init_weights"] is JsonValue value && value.TryGetValue(out bool flag)
@@ -143,7 +143,7 @@ public sealed class C3aOptions : SiteMethod
     public override void WriteHuggingFace(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["block_size"] = BlockSize;
         config["block_size_pattern"] = new JsonObject(BlockSizePattern.Select(p => KeyValuePair.Create(p.Key, (JsonNode?)p.Value)));
         config["init_weights"] = Init == "zeros" ? true : Init;

@@ -45,6 +45,8 @@ public sealed class FourierFtOptions : SpectralMethod
     [JsonIgnore]
     public override string? HuggingFaceType => "FOURIERFT";
 
+    private protected override string OwnBiases => "fourier_only";
+
     /// <inheritdoc/>
     protected override void AddSite(PeftAdaptation adaptation, WeightSite site, string path, long seed)
     {

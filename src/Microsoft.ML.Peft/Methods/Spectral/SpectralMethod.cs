@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// What FourierFT and WaveFT share: a few coefficients at random positions of a transformed update, chosen by a seed that
 /// stands in the file instead of the positions.
 /// </summary>
-public abstract class SpectralMethod : SiteMethod
+public abstract class SpectralMethod : BiasedMethod
 {
     /// <summary>Number n of coefficients a site, 1 up to in · out. May be changed by <see cref="FrequencyPattern"/>.</summary>
     public abstract int Frequencies { get; set; }
@@ -79,7 +79,7 @@ public abstract class SpectralMethod : SiteMethod
     protected void ReadSpectrum(JsonObject config, int frequencies, double scaling)
     {
         ReadTargets(config);
-        Only(config, "bias", "none");
+        ReadBias(config);
         Frequencies = AdapterConfig.Get(config, "n_frequency", frequencies);
         Scaling = AdapterConfig.Get(config, "scaling", scaling);
         PositionSeed = AdapterConfig.Get(config, "random_loc_seed", 777);
@@ -92,7 +92,7 @@ public abstract class SpectralMethod : SiteMethod
     protected void WriteSpectrum(JsonObject config, Backbone backbone)
     {
         WriteTargets(config, backbone);
-        config["bias"] = "none";
+        WriteBias(config);
         config["n_frequency"] = Frequencies;
         config["scaling"] = Scaling;
         config["random_loc_seed"] = PositionSeed;
