@@ -130,11 +130,11 @@ public static class AdapterAveraging
                 Tensor part = own.matmul(first) * weights[k];
                 delta = delta is null ? part : delta + part;
             }
-            (Tensor u, Tensor s, Tensor v) = linalg.svd(delta!, fullMatrices: false);
             long rank = a.Value.shape[0];
-            if (rank > s.shape[0]) throw new ArgumentException($"rank is {rank}; {a.Name} has at most {s.shape[0]}.", nameof(parts));
-            a.Load(v.narrow(0, 0, rank));
-            made.Parameters[at].Load(u.narrow(1, 0, rank) * s.narrow(0, 0, rank));
+            if (rank > delta!.shape.Min()) throw new ArgumentException($"rank is {rank}; {a.Name} has at most {delta!.shape.Min()}.", nameof(parts));
+            (Tensor narrow, Tensor second) = Factors.Nearest(delta!, _ => rank);
+            a.Load(narrow);
+            made.Parameters[at].Load(second);
         }
     }
 

@@ -18,7 +18,7 @@ namespace Microsoft.ML.Peft.Methods;
 /// </summary>
 public sealed class AdamssOptions : SiteMethod
 {
-    /// <summary>Number of principal directions, 1 to 4096, at most the narrower side of <c>[W b]</c>.</summary>
+    /// <summary>Number of principal directions, 1 to 4096; where the narrower side of <c>[W b]</c> is less, that.</summary>
     public int Rank { get; set; } = 100;
 
     /// <summary>Clusters of outputs, 1 to 1024.</summary>
@@ -116,11 +116,11 @@ public sealed class AdamssOptions : SiteMethod
     protected override long CountSite(WeightSite site, string path)
     {
         // Where ranks may differ they have to be looked for; elsewhere the formula is enough.
-        if (!DynamicRank && !Rows.ContainsKey(path) && Wide(site) / Subspaces > 8 * SubspaceRank) return SubspaceRank * (Subspaces * (long)Rank + Wide(site));
+        if (!DynamicRank && !Rows.ContainsKey(path) && Wide(site) / Subspaces > 8 * SubspaceRank) return SubspaceRank * (Subspaces * RankOf(site) + Wide(site));
         using var scope = NewDisposeScope();
         using var off = no_grad();
         int[][] rows = Clusters(site, path, out _, out Tensor left);
-        return rows.Sum(row => Start(left, row).shape[0] * ((long)Rank + row.Length));
+        return rows.Sum(row => Start(left, row).shape[0] * (RankOf(site) + row.Length));
     }
 
     /// <inheritdoc/>
@@ -157,20 +157,20 @@ public sealed class AdamssOptions : SiteMethod
     private Tensor Start(Tensor left, int[] rows)
     {
         (_, Tensor s, Tensor vt) = linalg.svd(left.index_select(0, tensor(Array.ConvertAll(rows, row => (long)row)).to(left.device)), fullMatrices: false);
-        long most = Math.Min(rows.Length, SubspaceRank);
+        long most = Math.Min(Math.Min(rows.Length, SubspaceRank), left.shape[1]);
         if (DynamicRank) most = Math.Clamp((s.square() > s[0].square() * Threshold).sum().item<long>(), 1, most);
         return vt.narrow(0, 0, most).to_type(ScalarType.Float32).contiguous();
     }
+
+    private long RankOf(WeightSite site) => Math.Min(Rank, Math.Min(Wide(site), Narrow(site) + (site.Bias is null ? 0 : 1)));
 
     private int[][] Clusters(WeightSite site, string path, out Tensor basis, out Tensor left)
     {
         Tensor matrix = site.Weight.to_type(ScalarType.Float64);
         if (site.Bias is not null) matrix = cat([matrix, site.Bias.to_type(ScalarType.Float64).unsqueeze(1)], 1);
-        if (Rank > matrix.shape.Min())
-            throw new ArgumentException($"AdamssOptions.Rank is {Rank} at {path}, whose [W b] is [{string.Join(", ", matrix.shape)}]; at most {matrix.shape.Min()} is allowed.", nameof(Rank));
         (Tensor u, _, Tensor vt) = linalg.svd(matrix, fullMatrices: false);
-        basis = vt.narrow(0, 0, Rank).to_type(ScalarType.Float32).contiguous();
-        left = u.narrow(1, 0, Rank);
+        basis = vt.narrow(0, 0, RankOf(site)).to_type(ScalarType.Float32).contiguous();
+        left = u.narrow(1, 0, RankOf(site));
         if (Rows.TryGetValue(path, out int[][]? given)) return Checked(given, site, path);
         if (Subspaces > Wide(site)) throw new ArgumentException($"AdamssOptions.Subspaces is {Subspaces} at {path}, which has {Wide(site)} outputs.", nameof(Subspaces));
         int[][] found = KMeans.Cluster(left.cpu().contiguous(), Subspaces, new Draws(0, path));

@@ -127,10 +127,8 @@ internal sealed class AdapterMerger(LoraAdaptation[] adapters, double[] weights,
         }
         // The scaling is part of the update.
         Tensor delta = Sum([.. parts.Select(p => (Stored(p.Factors) * p.Factors.Scale, $"{target.B.Name}/{p.Number}"))], [.. parts.Select(p => weights[p.Number])]);
-        (Tensor u, Tensor s, Tensor vt) = linalg.svd(turned ? delta.t() : delta, fullMatrices: false);
-        long kept = Math.Min(rank, s.shape[0]);
-        Tensor b = u.narrow(1, 0, kept) * s.narrow(0, 0, kept), a = vt.narrow(0, 0, kept);
-        if (options.SignWith is { } signs) (a, b) = (a * signs(target.Site, kept).unsqueeze(1), b * signs(target.Site, kept));
+        (Tensor a, Tensor b) = Factors.Nearest(turned ? delta.t() : delta, _ => rank);
+        if (options.SignWith is { } signs) (a, b) = (a * signs(target.Site, a.shape[0]).unsqueeze(1), b * signs(target.Site, a.shape[0]));
         if (options.SvdClamp is not { } clamp) return (a, b);
         Tensor limit = cat([b.flatten(), a.flatten()]).quantile(tensor((float)clamp), 0);
         float most = limit.item<float>();

@@ -65,10 +65,7 @@ public static class LoftQ
         {
             kept?.Dispose();
             kept = QuantisedWeight.Of(w - product, format, halfScales: true);
-            (Tensor u, Tensor s, Tensor vt) = linalg.svd((w - kept.Dequantise()).to_type(ScalarType.Float64), fullMatrices: false);
-            Tensor root = s.narrow(0, 0, rank).sqrt();
-            b = (u.narrow(1, 0, rank) * root).to_type(ScalarType.Float32);
-            a = (root.unsqueeze(1) * vt.narrow(0, 0, rank)).to_type(ScalarType.Float32);
+            (a, b) = Factors.Even(w - kept.Dequantise(), rank);
             product = b.matmul(a);
         }
         return (kept!, a, b);

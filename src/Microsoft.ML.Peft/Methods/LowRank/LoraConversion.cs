@@ -50,9 +50,7 @@ public static class LoraConversion
         (Tensor weight, Tensor? bias) = weightPatch.Rewrite(map.Weight, map.Bias, null);
         if (!ReferenceEquals(bias, map.Bias) && (map.Bias is null || !bias!.eq(map.Bias).all().item<bool>()))
             throw new NotSupportedException($"The adapter changes the bias of {site}; LoRA's files have no place for that. Keep the adapter as it is, or merge it.");
-        (Tensor u, Tensor s, Tensor vt) = linalg.svd(weight.to_type(ScalarType.Float64) - map.Weight.to_type(ScalarType.Float64), fullMatrices: false);
-        long kept = share ? Smallest(s, rank) : Math.Min((long)rank, s.shape[0]);
-        return (vt.narrow(0, 0, kept), u.narrow(1, 0, kept) * s.narrow(0, 0, kept));
+        return Methods.Factors.Nearest(weight.to_type(ScalarType.Float64) - map.Weight.to_type(ScalarType.Float64), s => share ? Smallest(s, rank) : (long)rank);
     }
 
     private static long Smallest(Tensor values, double share)

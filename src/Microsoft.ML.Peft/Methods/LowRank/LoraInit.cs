@@ -71,15 +71,8 @@ internal sealed record LoraInit
             "orthogonal" => Orthogonal(outWidth, inWidth, rank, drawA, drawB),
             "olora" => Olora(weight, rank),
             "mica" => (zeros([rank, inWidth]), Least(weight, rank)),
-            _ => Rounds == 0 ? FromExact(weight, rank, scale) : FromRandomised(weight, rank, scale, drawA),
+            _ => Rounds == 0 ? Factors.Even(weight, rank, scale) : FromRandomised(weight, rank, scale, drawA),
         };
-    }
-
-    // W = U S Vᵀ: B = U_r √(S_r/s), A = √(S_r/s) V_rᵀ. The decomposition's error counts, so it is made in float64.
-    private static (Tensor A, Tensor B) FromExact(Tensor weight, int rank, double scale)
-    {
-        (Tensor u, Tensor s, Tensor vt) = linalg.svd(weight.to_type(ScalarType.Float64), fullMatrices: false);
-        return Split(u.narrow(1, 0, rank), s.narrow(0, 0, rank), vt.narrow(0, 0, rank), scale);
     }
 
     // Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), with subspace iterations and no extra columns.

@@ -52,9 +52,7 @@ public sealed class BoftOptions : BiasedMethod
     public override void Validate()
     {
         base.Validate();
-        if (BlockSize < 0 || BlockSize == 1) throw Invalid(nameof(BlockSize), BlockSize, "2 or more, or 0 with Blocks");
-        if (Blocks < 0) throw Invalid(nameof(Blocks), Blocks, "1 or more, or 0 with BlockSize");
-        if ((BlockSize == 0) == (Blocks == 0)) throw Invalid(nameof(Blocks), Blocks, $"{(BlockSize == 0 ? "1 or more" : "0")} with BlockSize = {BlockSize}: give one of the two");
+        Rotations.CheckBlocks(BlockSize, Blocks, Invalid);
         if (Factors is < 1 or > 16) throw Invalid(nameof(Factors), Factors, "1 to 16");
         CheckShare(nameof(Dropout), Dropout);
     }

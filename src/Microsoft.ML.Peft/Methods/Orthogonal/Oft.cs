@@ -64,9 +64,7 @@ public sealed class OftOptions : BiasedMethod
     public override void Validate()
     {
         base.Validate();
-        if (BlockSize < 0 || BlockSize == 1) throw Invalid(nameof(BlockSize), BlockSize, "2 or more, or 0 with Blocks");
-        if (Blocks < 0) throw Invalid(nameof(Blocks), Blocks, "1 or more, or 0 with BlockSize");
-        if ((BlockSize == 0) == (Blocks == 0)) throw Invalid(nameof(Blocks), Blocks, $"{(BlockSize == 0 ? "1 or more" : "0")} with BlockSize = {BlockSize}: give one of the two");
+        Rotations.CheckBlocks(BlockSize, Blocks, Invalid);
         if (Terms is < 1 or > 20) throw Invalid(nameof(Terms), Terms, "1 to 20");
         if (!(Radius > 0) || !double.IsFinite(Radius)) throw Invalid(nameof(Radius), Radius, "a finite number above 0");
         CheckShare(nameof(Dropout), Dropout);

@@ -67,6 +67,17 @@ internal static class Rotations
         return sum + power.matmul(q);
     }
 
+    /// <summary>Checks the size of blocks and their number, of which one is given.</summary>
+    /// <param name="size">Size of a block, or 0.</param>
+    /// <param name="count">Number of blocks, or 0.</param>
+    /// <param name="invalid">Makes an error of option, value and what is allowed.</param>
+    public static void CheckBlocks(int size, int count, Func<string, object?, string, ArgumentException> invalid)
+    {
+        if (size < 0 || size == 1) throw invalid("BlockSize", size, "2 or more, or 0 with Blocks");
+        if (count < 0) throw invalid("Blocks", count, "1 or more, or 0 with BlockSize");
+        if ((size == 0) == (count == 0)) throw invalid("Blocks", count, $"{(size == 0 ? "1 or more" : "0")} with BlockSize = {size}: give one of the two");
+    }
+
     /// <summary>Puts identities in place of some blocks while training.</summary>
     /// <param name="blocks"><c>[blocks, size, size]</c>.</param>
     /// <param name="probability">Share of the blocks.</param>

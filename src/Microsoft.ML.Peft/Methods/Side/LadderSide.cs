@@ -70,8 +70,8 @@ public sealed class LadderSideOptions : PeftMethod
     {
         BackboneConfig config = backbone.Config;
         NeedsOneWidth(backbone);
-        if (backbone.Sites.Any(s => s.Role == SiteRole.FeedForwardGate))
-            throw new ArgumentException($"lst has no side block with a gated feed-forward part, as this {config.ModelType} backbone's are; use lora.");
+        if (config.DecoderStart is null && backbone.Sites.Any(s => s.Role == SiteRole.FeedForwardGate))
+            throw new ArgumentException($"lst has no side block with rotated positions and heads that share keys, as this {config.ModelType} backbone's are; use lora.");
         AttentionCore core = backbone.Sites.OfType<AttentionCore>().First();
         foreach ((string what, int size) in new[] { ("hidden width", config.HiddenSize), ("head width", core.HeadWidth), ("feed-forward width", config.IntermediateSize) })
             if (size % Reduction != 0) throw Invalid(nameof(Reduction), Reduction, $"a divisor of the {what} {size}");

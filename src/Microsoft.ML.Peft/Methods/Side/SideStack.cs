@@ -18,9 +18,10 @@ namespace Microsoft.ML.Peft.Methods;
 /// <param name="Cross">True with attention to an encoder.</param>
 /// <param name="Biased">True with biases and layer norms, false with root-mean-square norms and none.</param>
 /// <param name="PostNorm">True where norms stand behind the residual connections.</param>
+/// <param name="Gated">True where the feed-forward part has a gate.</param>
 /// <param name="Buckets">Relative positions, or null.</param>
 internal sealed record SideShape(
-    string Path, int First, int Depth, int[] Kept, long Width, int Heads, int HeadWidth, long Inner, bool Cross, bool Biased, bool PostNorm, RelativeBuckets? Buckets)
+    string Path, int First, int Depth, int[] Kept, long Width, int Heads, int HeadWidth, long Inner, bool Cross, bool Biased, bool PostNorm, bool Gated, RelativeBuckets? Buckets)
 {
     public static SideShape Of(Backbone backbone, string path, int first, int end, int[] kept, int reduction)
     {
@@ -32,6 +33,7 @@ internal sealed record SideShape(
             backbone.Sites.Any(s => s.Role == SiteRole.CrossAttentionCore && s.Layer == first),
             backbone.Sites.OfType<Norm>().First().Bias is not null,
             backbone.PostNorm,
+            backbone.Sites.Any(s => s.Role == SiteRole.FeedForwardGate && s.Layer == first),
             relative && backbone.Config.DecoderStart is not null ? new(read.Int("relative_attention_num_buckets", 32, 4), read.Int("relative_attention_max_distance", 128), !decoder) : null);
     }
 
@@ -42,7 +44,7 @@ internal sealed record SideShape(
     public long Count(long d)
     {
         long attention = 4 * Width * HeadsWidth + (Biased ? 3 * HeadsWidth + Width : 0), norm = Biased ? 2 * Width : Width;
-        long block = (Cross ? 2 : 1) * (attention + norm) + 2 * Width * Inner + (Biased ? Inner + Width : 0) + norm;
+        long block = (Cross ? 2 : 1) * (attention + norm) + (Gated ? 3 : 2) * Width * Inner + (Biased ? (Gated ? 2 : 1) * Inner + Width : 0) + norm;
         return Kept.Length * (block + 1) + (Kept.Length + 1) * (d * Width + Width) + norm + (Buckets is null ? 0 : (long)Buckets.Buckets * Heads);
     }
 }
@@ -57,7 +59,7 @@ internal sealed class SideStack
 
     private sealed record Attention(Map Query, Map Key, Map Value, Map Output);
 
-    private sealed record SideBlock(Attention Self, Attention? Cross, Map Up, Map Down, Map Norm1, Map? NormCross, Map Norm2);
+    private sealed record SideBlock(Attention Self, Attention? Cross, Map? Gate, Map Up, Map Down, Map Norm1, Map? NormCross, Map Norm2);
 
     private readonly Backbone _backbone;
     private readonly double _temperature, _epsilon, _dropout, _scale;
@@ -73,7 +75,7 @@ internal sealed class SideStack
         (_epsilon, _dropout) = (config.NormEpsilon, config.HiddenDropout);
         // T5 has no factor on its products.
         _scale = shape.Buckets is not null ? 1 : 1 / Math.Sqrt(shape.HeadWidth);
-        _activation = Activations.Get(config.DecoderStart is null ? config.Activation : new ConfigReader(config.Raw).Text("feed_forward_proj", "relu"));
+        _activation = Activations.Get(config.DecoderStart is null ? config.Activation : Bend(new ConfigReader(config.Raw).Text("feed_forward_proj", "relu")));
         long d = config.HiddenSize, width = shape.Width;
         Map Linear(string name, long outputs, long inputs, bool biased, Tensor? from = null, Tensor? bias = null) => new(
             add($"{shape.Path}{name}.weight", draws => from ?? draws.Uniform(1 / Math.Sqrt(inputs), outputs, inputs)),
@@ -96,12 +98,16 @@ internal sealed class SideStack
                 Linear($"{path}{prefix}v", shape.HeadsWidth, width, shape.Biased, from?.Value.Weight, from?.Value.Bias),
                 Linear($"{path}{prefix}o", width, shape.HeadsWidth, shape.Biased, from?.Output.Weight, from?.Output.Bias));
             var block = new SideBlock(Attend("", pruned?.Self), shape.Cross ? Attend("cross_", pruned?.Cross) : null,
+                shape.Gated ? Linear(path + "gate", shape.Inner, width, shape.Biased, pruned?.Gate?.Weight, pruned?.Gate?.Bias) : null,
                 Linear(path + "fc1", shape.Inner, width, shape.Biased, pruned?.Up.Weight, pruned?.Up.Bias), Linear(path + "fc2", width, shape.Inner, shape.Biased, pruned?.Down.Weight, pruned?.Down.Bias),
                 Norm(path + "norm1", pruned?.Norm1), shape.Cross ? Norm(path + "norm_cross", pruned?.NormCross) : null, Norm(path + "norm2", pruned?.Norm2));
             _layers[layer] = (Linear($"ladder.{layer}", width, d, true), add($"{shape.Path}alpha.{layer}", _ => zeros([1])), block);
         }
         _norm = Norm("norm", start?.FinalNorm(shape.First + shape.Depth));
     }
+
+    // gated-gelu is T5's own word for the tanh form.
+    private static string Bend(string name) => name == "gated-gelu" ? "gelu_new" : name[(name.LastIndexOf('-') + 1)..];
 
     public SideShape Shape { get; }
 
@@ -139,7 +145,7 @@ internal sealed class SideStack
     {
         z = Joined(z, block.Norm1, x => Attend(block.Self, x, x, bias, pass), pass);
         if (block.Cross is { } cross) z = Joined(z, block.NormCross!, x => Attend(cross, x, encoded!, crossBias, pass), pass);
-        return Joined(z, block.Norm2, x => block.Down.Of(_activation(block.Up.Of(x))), pass);
+        return Joined(z, block.Norm2, x => block.Down.Of(block.Gate is { } gate ? _activation(gate.Of(x)) * block.Up.Of(x) : _activation(block.Up.Of(x))), pass);
     }
 
     private Tensor Joined(Tensor z, Map norm, Func<Tensor, Tensor> part, Pass pass) => Shape.PostNorm

@@ -8,7 +8,7 @@ namespace Microsoft.ML.Peft.Methods;
 
 /// <summary>The weights of one layer, cut to the kept channels.</summary>
 internal sealed record SidePruned(
-    SidePruned.Maps Self, SidePruned.Maps? Cross, (Tensor Weight, Tensor? Bias) Up, (Tensor Weight, Tensor? Bias) Down,
+    SidePruned.Maps Self, SidePruned.Maps? Cross, (Tensor Weight, Tensor? Bias)? Gate, (Tensor Weight, Tensor? Bias) Up, (Tensor Weight, Tensor? Bias) Down,
     (Tensor Weight, Tensor? Bias) Norm1, (Tensor Weight, Tensor? Bias)? NormCross, (Tensor Weight, Tensor? Bias) Norm2)
 {
     public sealed record Maps((Tensor Weight, Tensor? Bias) Query, (Tensor Weight, Tensor? Bias) Key, (Tensor Weight, Tensor? Bias) Value, (Tensor Weight, Tensor? Bias) Output);
@@ -79,10 +79,13 @@ internal sealed class SideStart(Backbone backbone, int reduction)
             cross = Attention(sites, outputs[1], cross: true);
         }
         if (!post) norm2 = Norm(One<Norm>(SiteRole.FeedForwardNorm));
-        (Tensor, Tensor?) up = Map(One<Projection>(SiteRole.FeedForwardUp), _channels, out long[] inner);
+        Projection? gateSite = sites.OfType<Projection>().FirstOrDefault(p => p.Role == SiteRole.FeedForwardGate);
+        (Tensor, Tensor?)? gate = null;
+        (Tensor, Tensor?) up = gateSite is null ? Map(One<Projection>(SiteRole.FeedForwardUp), _channels, out long[] inner)
+            : Gated(gateSite, One<Projection>(SiteRole.FeedForwardUp), out gate, out inner);
         (Tensor, Tensor?) down = Map(One<Projection>(SiteRole.FeedForwardDown), inner, out _channels);
         if (post) norm2 = Norm(One<Norm>(SiteRole.FeedForwardNorm));
-        return new SidePruned(self, outputs.Length > 1 ? cross : null, up, down, norm1, normCross, norm2);
+        return new SidePruned(self, outputs.Length > 1 ? cross : null, gate, up, down, norm1, normCross, norm2);
     }
 
     private (Tensor, Tensor?) Map(Projection map, long[] columns, out long[] rows)
@@ -90,6 +93,15 @@ internal sealed class SideStart(Backbone backbone, int reduction)
         Tensor kept = Columns(map.Weight, columns);
         rows = Top(kept.abs().sum(1));
         return Cut(kept, map.Bias, rows);
+    }
+
+    // What is multiplied number by number keeps the same rows: those where both are large.
+    private (Tensor, Tensor?) Gated(Projection gate, Projection up, out (Tensor, Tensor?)? gated, out long[] rows)
+    {
+        Tensor first = Columns(gate.Weight, _channels), second = Columns(up.Weight, _channels);
+        rows = Top((first.abs() * second.abs()).sum(1));
+        gated = Cut(first, gate.Bias, rows);
+        return Cut(second, up.Bias, rows);
     }
 
     // Queries, keys and values keep the same rows: those where all three are large.
