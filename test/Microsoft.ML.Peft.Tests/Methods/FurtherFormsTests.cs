@@ -18,7 +18,7 @@ public class FurtherFormsTests
         using var model = new MatrixModel(null);
         var options = new AdamssOptions { Rank = 8, Subspaces = 3, SubspaceRank = 2, TargetSubspaces = 4, FirstStep = 2, LastStep = 6, StepsBetween = 2, ScheduleExponent = 1, Layers = [0, 1] };
         using var adaptation = (AdamssAdaptation)options.Attach(model.Backbone, 1);
-        NamedParameter[] first = [.. adaptation.Parameters.Where(p => p.Name.Contains(".adamss_A.", StringComparison.Ordinal))];
+        NamedParameter[] first = [.. adaptation.Parameters.Where(p => p.Trainable && p.Name.Contains(".adamss_A.", StringComparison.Ordinal))];
         Assert.HasCount(12, first);
         int[] left = new int[9];
         for (int step = 0; step < left.Length; step++)
