@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Cli;
 internal static class InspectCommand
 {
     private static readonly Argument<string?> _path = new("path") { Description = "Model zip, adapter folder or backbone folder.", Arity = ArgumentArity.ZeroOrOne };
-    private static readonly Option<bool> _machine = new("--machine") { Description = "Show libtorch, its BLAS and its threads." };
+    private static readonly Option<bool> _machine = new("--machine") { Description = "Show libtorch, its BLAS and its threads, and the native kernels." };
     private static readonly Option<string?> _picture = new("--picture") { Description = "PNG to write: samples as the model sees them, with their labels and what it takes them for; needs --data." };
     private static readonly Option<string?> _data = new("--data") { Description = "Where the samples of --picture come from: a folder (of class folders), a file, or a table with paths." };
     private static readonly Option<string?> _pathColumn = new("--path-column") { Description = "Column with the paths, where --data is a table." };
@@ -128,6 +128,7 @@ internal static class InspectCommand
         Print("machine", [
             ("processors", Environment.ProcessorCount), ("libtorch threads", threads),
             ("BLAS", BlasReport.Loaded()), ("matrix products", $"{speed:0} GFLOP/s (2048x384x1536, float32)"),
+            ("native kernels", NativeKernels.Description),
             ("CUDA devices", torch.cuda.is_available() ? torch.cuda.device_count() : 0),
         ]);
         if (speed < 20)

@@ -10,6 +10,7 @@
 
 #define PN_DECLARE(set) namespace set { extern const pn::Kernels kernels; }
 #ifdef PN_X86
+PN_DECLARE(avx512bf16)
 PN_DECLARE(avx512)
 PN_DECLARE(avx2)
 #endif
@@ -33,8 +34,9 @@ int done(int result) {
 int highest_allowed() {
     const char* limit = getenv("PEFT_NATIVE_ISA");
     if (!limit || !*limit) limit = getenv("ONEDNN_MAX_CPU_ISA");
-    if (!limit || !*limit) return 2;
-    if (!strncasecmp(limit, "avx512", 6) || !strcasecmp(limit, "all") || !strcasecmp(limit, "default")) return 2;
+    if (!limit || !*limit || !strcasecmp(limit, "all") || !strcasecmp(limit, "default")) return 3;
+    if (!strcasecmp(limit, "avx512bf16") || !strcasecmp(limit, "avx512_core_bf16") || !strncasecmp(limit, "avx512_core_amx", 15)) return 3;
+    if (!strncasecmp(limit, "avx512", 6)) return 2;
     return !strncasecmp(limit, "avx2", 4) ? 1 : 0;
 }
 
@@ -42,7 +44,7 @@ const pn::Kernels& choose() {
 #ifdef PN_X86
     int allowed = highest_allowed();
     if (allowed >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return avx512::kernels;
+        return allowed >= 3 && __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernels : avx512::kernels;
     if (allowed >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
 #endif
     return baseline::kernels;
@@ -66,8 +68,8 @@ const pn::Kernels& kernels() {
 float* aligned(size_t floats) { return (float*)aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64 + 64); }
 
 struct Memory {
-    float* data[3] = {};
-    size_t floats[3] = {};
+    float* data[pn::Slots] = {};
+    size_t floats[pn::Slots] = {};
     ~Memory() {
         for (float* part : data) free(part);
     }
@@ -89,20 +91,35 @@ const char* pn_isa(void) { return kernels().name; }
 int pn_abi(void) { return PN_ABI; }
 const char* pn_error(void) { return last_error; }
 
-pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
+static pn_weights* room(const float* source, int64_t out, int64_t in, bool bfloat16) {
     if (!source || out < 1 || in < 1) {
         refuse("a matrix to pack needs rows and columns");
         return nullptr;
     }
-    int64_t panel = kernels().panel, padded = (out + panel - 1) / panel * panel;
-    float* data = aligned((size_t)(padded * in));
-    auto* weights = data ? new (std::nothrow) pn_weights{out, in, data, sizeof(float) * padded * in} : nullptr;
-    if (!weights) {
-        free(data);
-        done(-2);
+    int64_t panel = kernels().panel, padded = (out + panel - 1) / panel * panel, floats = bfloat16 ? padded * ((in + 1) / 2) : padded * in;
+    float* data = aligned((size_t)floats);
+    auto* weights = data ? new (std::nothrow) pn_weights{out, in, data, sizeof(float) * floats, bfloat16} : nullptr;
+    if (weights) return weights;
+    free(data);
+    done(-2);
+    return nullptr;
+}
+
+pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
+    pn_weights* weights = room(source, out, in, false);
+    if (weights) kernels().pack(source, out, in, out_stride, in_stride, 1.0f, weights->data);
+    return weights;
+}
+
+int pn_has_bfloat16(void) { return kernels().pack_bfloat16 != nullptr; }
+
+pn_weights* pn_pack_bfloat16(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
+    if (!kernels().pack_bfloat16) {
+        refuse("this processor has no products in bfloat16");
         return nullptr;
     }
-    kernels().pack(source, out, in, out_stride, in_stride, 1.0f, data);
+    pn_weights* weights = room(source, out, in, true);
+    if (weights) kernels().pack_bfloat16(source, out, in, out_stride, in_stride, weights->data);
     return weights;
 }
 

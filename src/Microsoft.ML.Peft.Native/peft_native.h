@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 1
+#define PN_ABI 2
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
@@ -31,6 +31,10 @@ typedef struct pn_weights pn_weights;
 
 // Packs w(n, k) = source[n * out_stride + k * in_stride] for products x [rows, in] -> [rows, out].
 PN_API pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride);
+// The same in bfloat16: products round both factors to it and sum in float32. Null where the processor has no such instruction,
+// which pn_error says; pn_has_bfloat16 tells before.
+PN_API pn_weights* pn_pack_bfloat16(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride);
+PN_API int pn_has_bfloat16(void);
 PN_API void pn_free(pn_weights* weights);
 PN_API int64_t pn_bytes(const pn_weights* weights);
 

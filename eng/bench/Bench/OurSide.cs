@@ -38,6 +38,7 @@ internal static class OurSide
         bool dropout = arguments.Text("dropout", "on") == "on";
         using AdaptedModel model = Material.Load(folder, dropout);
         set_num_threads(arguments.Int("threads", get_num_threads()));
+        model.Precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         Material material = Material.Read(folder, mode == "train" ? "train" : "score");
         int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
         int warmup = arguments.Int("warmup", 3);
@@ -68,6 +69,7 @@ internal static class OurSide
             WeightDecay = 0,
             PadToMultiple = 1,
             Seed = 1,
+            Precision = model.Precision,
         };
         var trainer = new Trainer(options)
         {

@@ -8,6 +8,7 @@ struct pn_weights {
     int64_t out, in;
     float* data;    // panels of the instruction set's tile width, [in, width] each, padded with zeros
     size_t bytes;
+    bool bfloat16;  // pairs of k side by side: [in / 2, width, 2]
 };
 
 namespace pn {
@@ -16,6 +17,7 @@ struct Kernels {
     const char* name;
     int64_t panel;  // columns of a panel
     void (*pack)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float factor, float* target);
+    void (*pack_bfloat16)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float* target);   // null where the set has none
     int (*product)(const pn_product& p);
     int (*attention_forward)(const pn_attention& a);
     int (*attention_backward)(const pn_attention& a);
@@ -29,6 +31,6 @@ struct Kernels {
 // Memory of the calling thread that stays for its next call; a slot each for what is needed at once. Null where there is none left.
 float* scratch(int slot, size_t floats);
 
-constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2;
+constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2, SlotRows = 3, Slots = 4;
 
 }

@@ -2,6 +2,7 @@
 // Products with frozen weights, and what follows them: low-rank term, bias, activation, dropout, before the result leaves
 // the registers.
 #pragma once
+#include "bfloat16.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -15,6 +16,8 @@ struct Right {
     int64_t panel, row;             // from panel to panel, from k to k
     const float* last;              // the last panel where rows would end inside it; else null
     int64_t whole;                  // panels before that
+    const uint16_t *rounded, *rounded_rows;     // panels, and rows of x, in bfloat16; null for float32
+    int64_t even;                   // k of such a row
 
     const float* at(int64_t p, int64_t k, int64_t& b_row) const {
         if (last && p == whole) {
@@ -47,8 +50,15 @@ static void product_tile(const pn_product& p, const Right& right, const float* u
     float* y = p.y + m * p.y_row + n;
     vf c[Rows][2] = {};
     if (k > 0 || p.accumulate) read<Rows>(c, y, p.y_row, columns);
-    const float* b = right.at(panel, k, b_row);
-    multiply<Rows>(c, count, Left{p.x + m * p.x_row + k * p.x_in, p.x_row, p.x_in}, b, b_row);
+#ifdef __AVX512BF16__
+    if (right.rounded)
+        multiply_pairs<Rows>(c, (count + 1) / 2, right.rounded_rows + m * right.even + k, right.even, right.rounded + panel * right.even * NR + k * NR);
+    else
+#endif
+    {
+        const float* b = right.at(panel, k, b_row);
+        multiply<Rows>(c, count, Left{p.x + m * p.x_row + k * p.x_in, p.x_row, p.x_in}, b, b_row);
+    }
     if (k + count == p.in) {
         if (p.low) multiply<Rows, true>(c, p.rank, Left{p.low + m * p.low_row, p.low_row, 1}, up + panel * p.rank * NR, NR);
         finish<Rows>(c, p, m, n, columns);
@@ -72,13 +82,33 @@ static void product_part(const pn_product& p, const Right& right, const float* u
     } while (k < p.in);
 }
 
+// x in bfloat16, for all threads.
+static bool round_rows(const pn_product& p, Right& right) {
+#ifdef __AVX512BF16__
+    right.even = (p.in + 1) / 2 * 2;
+    uint16_t* made = (uint16_t*)pn::scratch(pn::SlotRows, p.rows * right.even / 2 + 1);
+    if (!made) return false;
+    int threads = p.rows * p.in < 65536 ? 1 : p.threads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < p.rows; i++) round_row(p.x + i * p.x_row, p.x_in, p.in, made + i * right.even);
+    right.rounded_rows = made;
+    right.rounded = (const uint16_t*)p.packed->data;
+    return true;
+#else
+    (void)p, (void)right;
+    return false;
+#endif
+}
+
 static int product(const pn_product& p) {
     if (p.rows == 0 || p.out == 0) return 0;
     int64_t all_panels = (p.out + NR - 1) / NR, padded = all_panels * NR;
     Right right{};
-    if (p.packed) right = {p.packed->data, p.in * NR, NR, nullptr, all_panels};
-    else if (p.w_out == 1) {
-        right = {p.w, NR, p.w_in, nullptr, p.out / NR};
+    if (p.packed && !p.packed->bfloat16) right.data = p.packed->data, right.panel = p.in * NR, right.row = NR;
+    else if (p.packed) {
+        if (!round_rows(p, right)) return -2;
+    } else if (p.w_out == 1) {
+        right.data = p.w, right.panel = NR, right.row = p.w_in, right.whole = p.out / NR;
         if (p.out % NR) {
             float* last = pn::scratch(pn::SlotWeights, p.in * NR);
             if (!last) return -2;
@@ -89,7 +119,7 @@ static int product(const pn_product& p) {
         float* made = pn::scratch(pn::SlotWeights, padded * p.in);
         if (!made) return -2;
         pack(p.w, p.out, p.in, p.w_out, p.w_in, 1.0f, made);
-        right = {made, p.in * NR, NR, nullptr, all_panels};
+        right.data = made, right.panel = p.in * NR, right.row = NR;
     }
     float* up = nullptr;
     if (p.low) {

@@ -4,6 +4,12 @@
 #include "norm.h"
 #include "product.h"
 
+#ifdef __AVX512BF16__
+#define PN_PACK_BFLOAT16 pack_bfloat16
+#else
+#define PN_PACK_BFLOAT16 nullptr
+#endif
+
 #define PN_TEXT(x) PN_QUOTE(x)
 #define PN_QUOTE(x) #x
 
@@ -11,7 +17,7 @@ namespace PN_NAMESPACE {
 
 extern const pn::Kernels kernels;
 const pn::Kernels kernels = {
-    PN_TEXT(PN_NAMESPACE), NR, pack, product, attention_forward, attention_backward, norm_forward, norm_backward,
+    PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, product, attention_forward, attention_backward, norm_forward, norm_backward,
     dropout, activation_forward, activation_backward,
 };
 

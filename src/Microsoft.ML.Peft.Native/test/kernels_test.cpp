@@ -292,6 +292,35 @@ static void pointwise_case(int64_t count) {
     expect(name + ", dropout", distance(y, expected), 0);
 }
 
+static float to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+// Against float32 products of factors that were rounded before.
+static void bfloat16_case(int64_t rows, int64_t out, int64_t in, bool transposed) {
+    std::string name = "bfloat16 " + std::to_string(rows) + " x " + std::to_string(out) + " x " + std::to_string(in);
+    vector<float> x = numbers(rows * in), w = numbers(out * in, 1 / sqrtf(in)), bias = numbers(out), y(rows * out), expected(rows * out);
+    int64_t w_out = transposed ? 1 : in, w_in = transposed ? out : 1;
+    pn_weights* packed = pn_pack_bfloat16(w.data(), out, in, w_out, w_in);
+    if (!pn_has_bfloat16()) {
+        expect(name + ", refused", packed != nullptr, 0);
+        return;
+    }
+    pn_product p{};
+    p.rows = rows, p.out = out, p.in = in, p.x = x.data(), p.x_row = in, p.x_in = 1, p.packed = packed, p.bias = bias.data(), p.activation = PN_GELU, p.threads = 2, p.y = y.data(), p.y_row = out;
+    expect_ok(name, pn_product_run(&p));
+    for (float& v : x) v = to_bfloat16(v);
+    for (float& v : w) v = to_bfloat16(v);
+    p.packed = nullptr, p.w = w.data(), p.w_out = w_out, p.w_in = w_in, p.y = expected.data();
+    expect_ok(name, pn_product_run(&p));
+    expect(name, distance(y, expected), 2e-5);
+    pn_free(packed);
+}
+
 // Many threads at once give the same bits.
 static void concurrent() {
     AttentionData t({3, 4, 4, 23, 23, 32, 0, true, 0.1});
@@ -350,6 +379,17 @@ static void speed() {
             }
             printf("%d threads, %ld x %ld x %ld: %.0f GFLOP/s, with GELU %.0f\n", threads, rows, out, in, 2e-9 * rows * out * in / best[0], 2e-9 * rows * out * in / best[1]);
             pn_free(packed);
+            if (!pn_has_bfloat16()) continue;
+            p.packed = packed = pn_pack_bfloat16(w.data(), out, in, in, 1);
+            p.activation = 0;
+            double quickest = 1e9;
+            for (int n = 0; n < 100; n++) {
+                double began = seconds();
+                pn_product_run(&p);
+                quickest = std::min(quickest, seconds() - began);
+            }
+            printf("   bfloat16 %.0f\n", 2e-9 * rows * out * in / quickest);
+            pn_free(packed);
         }
     for (int64_t tokens : {23, 64, 256}) {
         AttentionData t({32, 12, 12, tokens, tokens, 32, 0, true, 0});
@@ -379,6 +419,8 @@ int main(int count, char** words) {
         for (auto [out, in] : {std::array<int64_t, 2>{1, 1}, {3, 7}, {16, 16}, {33, 48}, {96, 40}, {70, 800}})
             for (int n = 0; n < 4; n++)
                 product_case(rows, out, in, n % 3 ? 1 + generator() % 9 : 0, n, n == 2 ? 0.1 : 0, n % 2 == 0, generator() % 2, 1 + n % 2);
+    for (int64_t rows : {1, 13, 50})
+        for (auto [out, in] : {std::array<int64_t, 2>{1, 1}, {3, 7}, {33, 48}, {96, 41}, {70, 801}}) bfloat16_case(rows, out, in, rows == 13);
     for (int64_t tokens : {1, 2, 3, 7, 16, 23, 31, 32, 33, 47, 49, 64, 100}) {
         attention_case({2, 3, 3, tokens, tokens, 32, 0, true, 0}, 12);
         attention_case({2, 2, 1, tokens, tokens + 3, 8, 1, false, 0.2}, 12);

@@ -187,6 +187,9 @@ public sealed class Pass
     /// <summary>True to run each layer again in the backward pass instead of keeping its activations.</summary>
     public bool Checkpointing { get; init; }
 
+    /// <summary>In what numbers products with frozen weights are made. Set by <see cref="AdaptedModel.Forward"/> as the model says.</summary>
+    public Precision Precision { get; internal set; }
+
     /// <summary>True to return the hidden states of all layers.</summary>
     public bool KeepHiddenStates { get; set; }
 

@@ -107,10 +107,10 @@ public sealed class Projection : WeightSite
     private readonly PackedPair _packed = new();
 
     /// <summary>The weight packed for <c>x Wᵀ</c>.</summary>
-    internal PackedWeight PackedForward() => _packed.Forward(Dense);
+    internal PackedWeight PackedForward(Precision precision = Precision.Float32) => _packed.Forward(Dense, precision);
 
     /// <summary>The weight packed for <c>dy W</c>.</summary>
-    internal PackedWeight PackedBackward() => _packed.Backward(Dense);
+    internal PackedWeight PackedBackward(Precision precision = Precision.Float32) => _packed.Backward(Dense, precision);
 
     /// <summary>Frees packed copies; a later use makes them anew.</summary>
     internal void Unpack() => _packed.Dispose();

@@ -45,11 +45,11 @@ internal sealed record PreNormNames(
 public abstract class PreNormEncoder : Backbone
 {
     private readonly List<EncoderLayer> _layers = [];
-    private readonly Func<Tensor, Tensor> _activation;
+    private readonly Follow _activation;
 
     private protected PreNormEncoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _activation = Activations.Get(config.Activation);
+        _activation = Follow.By(config.Activation);
         if (config.HiddenSize % config.HeadCount != 0)
             throw new Checkpoints.CheckpointFormatException($"config.json: hidden_size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
     }
@@ -130,17 +130,17 @@ public abstract class PreNormEncoder : Backbone
 
     private Tensor FeedForward(EncoderLayer layer, Tensor x, Pass pass)
     {
-        Tensor inner = layer.Up.Forward(x, pass);
+        Tensor inner;
         if (layer.Gated)
         {
-            Tensor[] halves = inner.chunk(2, -1);
-            inner = _activation(halves[0]) * halves[1];
+            Tensor[] halves = layer.Up.Forward(x, pass).chunk(2, -1);
+            inner = _activation.Activation!(halves[0]) * halves[1];
         }
         else
         {
-            inner = _activation(inner);
+            inner = layer.Up.Forward(x, _activation, pass);
         }
-        return pass.Dropout(layer.Down.Forward(inner, pass), FeedForwardDropout);
+        return layer.Down.Forward(inner, Follow.ByDropout(FeedForwardDropout), pass);
     }
 
     private static Tensor Scaled(Tensor x, Constant? scale, Pass pass) => scale is null ? x : x * scale.Value(pass).to_type(x.dtype);

@@ -2,6 +2,7 @@
 
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Checkpoints;
 
 namespace Microsoft.ML.Peft.Training;
@@ -97,6 +98,9 @@ public sealed class TrainingOptions
 
     /// <summary>True to run each layer again in the backward pass instead of keeping its activations.</summary>
     public bool GradientCheckpointing { get; set; }
+
+    /// <summary>In what numbers products with frozen weights are made during the run; a resumed run keeps it.</summary>
+    public Precision Precision { get; set; }
 
     /// <summary>True to run a backbone that nothing trainable changes only once a row.</summary>
     public bool CacheFeatures { get; set; } = true;

@@ -22,6 +22,7 @@ internal sealed class TrainingRun : IDisposable
     private readonly CheckpointStore? _store;
     private readonly Stopwatch _clock = Stopwatch.StartNew();
     private readonly List<string> _warnings = [];
+    private readonly Precision _precisionBefore;
     private RunState _state = new();
     private WeightSnapshot? _best, _good;
     private double _secondsBefore;
@@ -40,6 +41,7 @@ internal sealed class TrainingRun : IDisposable
             foreach (NamedParameter parameter in model.Head.Parameters) parameter.OwnRate ??= headRate;
         _store = options.CheckpointFolder is { } folder ? new CheckpointStore(folder, options, Warn) : null;
         _forwarder = new Forwarder(model);
+        (_precisionBefore, model.Precision) = (model.Precision, options.Precision);
         _optimizer = MakeOptimizer(model, options);
     }
 
@@ -297,6 +299,7 @@ internal sealed class TrainingRun : IDisposable
 
     public void Dispose()
     {
+        _model.Precision = _precisionBefore;
         _best?.Dispose();
         _good?.Dispose();
         _forwarder.Dispose();

@@ -183,6 +183,40 @@ public sealed class NativeKernelTests
     }
 
     [TestMethod]
+    [DataRow(7, 96, 40)]
+    [DataRow(30, 33, 57)]
+    public void BFloat16RoundsTheFactorsOfFrozenProducts(int rows, int outWidth, int inWidth)
+    {
+        if (!NativeKernels.HasBFloat16) Assert.Inconclusive("No products in bfloat16 on this processor.");
+        using var scope = NewDisposeScope();
+        Tensor weight = Numbers("w", outWidth, inWidth) / Math.Sqrt(inWidth);
+        using Owned owned = new(new Projection("p", SiteRole.Query, 0, weight, Numbers("b", outWidth)));
+        Tensor Rounded(Tensor x) => x.to_type(ScalarType.BFloat16).to_type(ScalarType.Float32);
+        Tensor x = Numbers("x", rows, inWidth).requires_grad_(), g = Numbers("g", rows, outWidth);
+        Tensor y = owned.Site.Forward(x, null, new Pass { Precision = Precision.BFloat16 });
+        Near("forward", Products.Linear(Rounded(x.detach()), Rounded(weight), owned.Site.Bias), y.detach());
+        (y * g).sum().backward();
+        Near("gradient", Rounded(g).matmul(Rounded(weight)), x.grad!);
+        Assert.IsGreaterThan(0, Deviations.Distance(y, Products.Linear(x, weight, owned.Site.Bias)));
+    }
+
+    [TestMethod]
+    public void TrainingInBFloat16FollowsFloat32AndRepeatsItself()
+    {
+        float[] Losses(Precision precision)
+        {
+            using var model = new MatrixModel(new LoraOptions { Targets = ["query", "value"], Dropout = 0.1, Init = "false" });
+            model.Model.Precision = precision;
+            return [.. model.Train(6)];
+        }
+
+        float[] wide = Losses(Precision.Float32), narrow = Losses(Precision.BFloat16);
+        for (int i = 0; i < wide.Length; i++) Assert.AreEqual(wide[i], narrow[i], 0.03, $"step {i}");
+        CollectionAssert.AreEqual(narrow, Losses(Precision.BFloat16));
+        if (NativeKernels.HasBFloat16) CollectionAssert.AreNotEqual(wide, narrow);
+    }
+
+    [TestMethod]
     public void ManyThreadsGetTheSameBits()
     {
         using var model = new MatrixModel(new LoraOptions { Init = "false" });

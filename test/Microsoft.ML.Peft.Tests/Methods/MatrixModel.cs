@@ -109,7 +109,7 @@ internal sealed class MatrixModel : IDisposable
         for (int step = 0; step < steps; step++)
         {
             using var scope = NewDisposeScope();
-            var pass = new Pass(Model.Patches, training: true, seed: (ulong)step);
+            var pass = new Pass(Model.Patches, training: true, seed: (ulong)step) { Precision = Model.Precision };
             Tensor loss = nn.functional.cross_entropy(Forward(Backbone, pass, _batch).to_type(ScalarType.Float32), _labels);
             if (Adaptation?.ExtraLoss(pass) is { } extra) loss = loss + extra;
             PlainAdamW.ZeroGradients(parameters);

@@ -126,7 +126,7 @@ public sealed class CliTests : CliRuns
         {
             (["inspect", At("adapter")], ["peft_type", "LORA", "SEQ_CLS", "tensors"]),
             (["inspect", TinyBert.Folder], ["bert", "layers", "hidden", "32", "SHA-256", "query", "parameters"]),
-            (["inspect", "--machine"], ["processors", "libtorch threads", "BLAS", "GFLOP/s", "CUDA devices"]),
+            (["inspect", "--machine"], ["processors", "libtorch threads", "BLAS", "GFLOP/s", "native kernels", "CUDA devices"]),
             (["inspect", "--methods"], ["lora", "head-only", "full", "bitfit", "bottleneck", "\"rank\":8"]),
             (["--help"], ["train", "evaluate", "predict", "inspect"]),
             (["train", "text-classification", "--help"], ["--data", "--set", "--resume", "--report"]),

@@ -42,6 +42,7 @@ internal static unsafe class FrozenLinear
         var call = new Call
         {
             Site = site,
+            Precision = pass.Precision == Precision.BFloat16 && Calls.HasBFloat16 ? Precision.BFloat16 : Precision.Float32,
             Scale = term?.Scale ?? 0,
             LowDropout = pass.Mask(term?.Dropout ?? 0),
             Kind = known ? follow.Kind : ActivationKind.None,
@@ -73,6 +74,7 @@ internal static unsafe class FrozenLinear
     private sealed class Call
     {
         public required Projection Site { get; init; }
+        public Precision Precision { get; init; }
         public double Scale { get; init; }
         public NativeDropout LowDropout { get; init; }
         public NativeDropout Dropout { get; init; }
@@ -116,7 +118,7 @@ internal static unsafe class FrozenLinear
             p.Up = Pointer(f.B);
             (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (low!.shape[1], f.B.shape[1], f.B.shape[1], 1, (float)call.Scale);
         }
-        Run(p, site.PackedForward());
+        Run(p, site.PackedForward(call.Precision));
         GC.KeepAlive(x);
         GC.KeepAlive(bias);
         GC.KeepAlive(factors?.A);
@@ -253,7 +255,7 @@ internal static unsafe class FrozenLinear
             Run(new NativeProduct { Rows = p.Rows, Out = site.In, In = back.shape[1], X = Pointer(back), XRow = back.shape[1], XIn = 1, W = Pointer(a!), WOut = 1, WIn = site.In, Y = p.Y, YRow = site.In, Dropout = call.LowDropout });
             p.Accumulate = 1;
         }
-        Run(p, site.PackedBackward());
+        Run(p, site.PackedBackward(call.Precision));
         return below;
     }
 }

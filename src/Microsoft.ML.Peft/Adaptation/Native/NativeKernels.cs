@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 1;
+    private const int Abi = 2;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 
@@ -36,6 +36,9 @@ public static class NativeKernels
     public static string Description => !Enabled ? "off (PEFT_NATIVE)"
         : _exports.Value is { } exports ? $"on ({exports.InstructionSet})"
         : $"not found: {FileName} is neither beside the application nor named by PEFT_NATIVE_LIBRARY; ./eng/setup.sh builds it";
+
+    /// <summary>True where <see cref="Precision.BFloat16"/> makes a difference: the kernels run, on a processor that has the instruction.</summary>
+    public static bool HasBFloat16 => On && Calls.HasBFloat16;
 
     internal static bool On => _enabled && _off == 0 && _exports.Value is not null;
 
@@ -96,6 +99,8 @@ public static class NativeKernels
             Error = (delegate* unmanaged<byte*>)Of("pn_error");
             InstructionSet = Marshal.PtrToStringUTF8((nint)((delegate* unmanaged<byte*>)Of("pn_isa"))())!;
             Pack = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack");
+            PackBFloat16 = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack_bfloat16");
+            HasBFloat16 = ((delegate* unmanaged<int>)Of("pn_has_bfloat16"))() != 0;
             Free = (delegate* unmanaged<nint, void>)Of("pn_free");
             Bytes = (delegate* unmanaged<nint, long>)Of("pn_bytes");
             Product = (delegate* unmanaged<NativeProduct*, int>)Of("pn_product_run");
@@ -112,8 +117,12 @@ public static class NativeKernels
             NativeLibrary.TryGetExport(library, "pn_abi", out nint version) && ((delegate* unmanaged<int>)version)() == abi ? new Exports(library) : null;
 
         public string InstructionSet { get; }
+
+        public bool HasBFloat16 { get; }
+
         public readonly delegate* unmanaged<byte*> Error;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> Pack;
+        public readonly delegate* unmanaged<float*, long, long, long, long, nint> PackBFloat16;
         public readonly delegate* unmanaged<nint, void> Free;
         public readonly delegate* unmanaged<nint, long> Bytes;
         public readonly delegate* unmanaged<NativeProduct*, int> Product;

@@ -16,14 +16,13 @@ internal sealed class PackedWeight : SafeHandle
     public unsafe long Bytes => NativeKernels.Calls.Bytes(handle);
 
     /// <summary>Packs a weight <c>[out, in]</c> for <c>x Wᵀ</c>, or for <c>dy W</c> where transposed.</summary>
-    public static unsafe PackedWeight Of(Tensor weight, bool transposed)
+    public static unsafe PackedWeight Of(Tensor weight, bool transposed, Precision precision)
     {
         using Tensor dense = weight.detach().contiguous();
         (long outWidth, long inWidth) = (dense.shape[0], dense.shape[1]);
         float* data = NativeKernels.Pointer(dense);
-        nint made = transposed
-            ? NativeKernels.Calls.Pack(data, inWidth, outWidth, 1, inWidth)
-            : NativeKernels.Calls.Pack(data, outWidth, inWidth, inWidth, 1);
+        var pack = precision == Precision.BFloat16 ? NativeKernels.Calls.PackBFloat16 : NativeKernels.Calls.Pack;
+        nint made = transposed ? pack(data, inWidth, outWidth, 1, inWidth) : pack(data, outWidth, inWidth, inWidth, 1);
         GC.KeepAlive(dense);
         return made != 0 ? new PackedWeight(made) : throw new OutOfMemoryException($"No memory to pack a weight of {outWidth} x {inWidth}.");
     }
@@ -39,23 +38,24 @@ internal sealed class PackedWeight : SafeHandle
 internal sealed class PackedPair : IDisposable
 {
     private readonly Lock _gate = new();
-    private PackedWeight? _forward, _backward;
+    private readonly PackedWeight?[] _packed = new PackedWeight?[4];
 
-    public PackedWeight Forward(Tensor weight) => Volatile.Read(ref _forward) ?? Made(ref _forward, weight, transposed: false);
+    public PackedWeight Forward(Tensor weight, Precision precision) => Get(weight, transposed: false, precision);
 
-    public PackedWeight Backward(Tensor weight) => Volatile.Read(ref _backward) ?? Made(ref _backward, weight, transposed: true);
+    public PackedWeight Backward(Tensor weight, Precision precision) => Get(weight, transposed: true, precision);
 
-    private PackedWeight Made(ref PackedWeight? place, Tensor weight, bool transposed)
+    private PackedWeight Get(Tensor weight, bool transposed, Precision precision)
     {
+        ref PackedWeight? place = ref _packed[((int)precision * 2) + (transposed ? 1 : 0)];
+        if (Volatile.Read(ref place) is { } packed) return packed;
         using Lock.Scope alone = _gate.EnterScope();
-        if (place is null) Volatile.Write(ref place, PackedWeight.Of(weight, transposed));
+        if (place is null) Volatile.Write(ref place, PackedWeight.Of(weight, transposed, precision));
         return place!;
     }
 
     public void Dispose()
     {
-        _forward?.Dispose();
-        _backward?.Dispose();
-        (_forward, _backward) = (null, null);
+        foreach (PackedWeight? packed in _packed) packed?.Dispose();
+        Array.Clear(_packed);
     }
 }

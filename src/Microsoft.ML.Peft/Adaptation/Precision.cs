@@ -1,0 +1,15 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+namespace Microsoft.ML.Peft.Adaptation;
+
+/// <summary>In what numbers products with frozen weights are made. Parameters, sums, norms and attention stay in float32.</summary>
+public enum Precision
+{
+    /// <summary>Float32 throughout.</summary>
+    Float32,
+    /// <summary>
+    /// Both factors are rounded to bfloat16 and summed in float32: twice as fast on processors that have the instruction, with some
+    /// three significant digits of each factor. Others, and what the native kernels do not take, stay in float32.
+    /// </summary>
+    BFloat16,
+}
