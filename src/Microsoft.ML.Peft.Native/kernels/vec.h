@@ -36,8 +36,9 @@ PN_INLINE void store(float* p, vf v, int64_t n) {
     else for (int64_t i = 0; i < n; i++) p[i] = v[i];
 }
 
-PN_INLINE vf most(vf a, vf b) { return a > b ? a : b; }
-PN_INLINE vf least(vf a, vf b) { return a < b ? a : b; }
+// A NaN in the first stays: what is not a number must come out as such, so that training and merging can see it.
+PN_INLINE vf most(vf a, vf b) { return a < b ? b : a; }
+PN_INLINE vf least(vf a, vf b) { return a > b ? b : a; }
 PN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 PN_INLINE float sum(vf v) {
@@ -106,7 +107,7 @@ PN_INLINE vf activate(vf x, int kind) {
     switch (kind) {
         case PN_GELU: return x * normal_share(x);
         case PN_GELU_TANH: return 0.5f * x * (1.0f + hyperbolic_tangent(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-        case PN_RELU: return x > vf{} ? x : vf{};
+        case PN_RELU: return x < vf{} ? vf{} : x;
         default: return x;
     }
 }

@@ -216,6 +216,31 @@ public sealed class NativeKernelTests
         if (NativeKernels.HasBFloat16) CollectionAssert.AreNotEqual(wide, narrow);
     }
 
+    // Merging, scoring and training look for what is not finite; a kernel must not hide it.
+    [TestMethod]
+    [DataRow("linear")]
+    [DataRow("gelu")]
+    [DataRow("gelu_new")]
+    [DataRow("relu")]
+    public void WhatIsNotANumberStaysSo(string activation)
+    {
+        using var scope = NewDisposeScope();
+        using Owned owned = new(new Projection("p", SiteRole.FeedForwardUp, 0, Numbers("w", 24, 40), Numbers("b", 24)));
+        Tensor x = Numbers("x", 2, 3, 40);
+        x[1, 2, 5] = tensor(float.NaN);
+        Tensor y = owned.Site.Forward(x, activation == "linear" ? Follow.ByDropout(0) : Follow.By(activation), new Worn(owned.Site, null, new Pass()).Pass);
+        Assert.IsTrue(y[1, 2].isnan().all().item<bool>(), "the row itself");
+        Assert.IsFalse(y.view(-1, 24).narrow(0, 0, 5).isnan().any().item<bool>(), "the others");
+    }
+
+    [TestMethod]
+    public void ADamagedAdapterShowsInTheScores()
+    {
+        using var model = new MatrixModel(new LoraOptions { Init = "false" });
+        using (no_grad()) model.Adaptation!.Parameters[0].Value.fill_(float.NaN);
+        Assert.IsTrue(model.Score().All(float.IsNaN));
+    }
+
     [TestMethod]
     public void ManyThreadsGetTheSameBits()
     {

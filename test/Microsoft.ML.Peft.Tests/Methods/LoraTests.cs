@@ -140,7 +140,6 @@ public class LoraTests
     }
 
     [TestMethod]
-    [DataRow("target_parameters", "[\"x\"]")]
     [DataRow("layer_replication", "[[0, 1, 2]]")]
     [DataRow("layer_replication", "\"0-2\"")]
     [DataRow("init_lora_weights", "\"loftq\"")]
