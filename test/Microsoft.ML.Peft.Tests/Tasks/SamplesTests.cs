@@ -4,6 +4,8 @@ using System.Net;
 using System.Net.Http.Json;
 using System.Net.Sockets;
 using System.Text.Json.Nodes;
+using System.Text.RegularExpressions;
+using Microsoft.ML.Peft.Assets;
 
 namespace Microsoft.ML.Peft.Tests.TextClassification;
 
@@ -37,6 +39,62 @@ public sealed class SamplesTests
         Assert.AreEqual("good", lines[1].Split('\t')[1]);
 
         await Serve(zip);
+    }
+
+    [TestMethod]
+    public void ShapesAreLearned()
+    {
+        // A build without the embedded ViT runs with a tiny random one, which learns nothing to speak of.
+        bool embedded = DefaultVisionBackbone.Exists;
+        string[] tiny = ["--epochs", "1", "--backbone", TinyTask.Image.Folder];
+        (int code, string output, string error) = Run("ImageClassification", ["--rows", "400", .. embedded ? ["--epochs", "6"] : tiny]);
+        Assert.AreEqual(0, code, error);
+        string[] lines = output.TrimEnd('\n').Split('\n');
+        Assert.AreEqual("400 pictures to learn from, 400 to ask about", lines[0]);
+        Assert.AreEqual(0.125, Accuracy(lines[1], "guessing"));
+        double frozen = Accuracy(lines[2], "frozen backbone, linear head"), lora = Accuracy(lines[3], "LoRA, rank 16");
+        if (embedded) Assert.IsTrue(frozen > 0.125 && lora > frozen + 0.05, output);
+        Answers(lines[4..], @"shapes-400/test/\w+/0000\.png", 8);
+        Assert.IsTrue(File.Exists(Path.Combine(_folder, "shapes.zip")));
+    }
+
+    [TestMethod]
+    public void DigitsAreLearned()
+    {
+        string backbone = Path.Combine(Shared.Root, "weights", "kwt1_speech_commands"), recordings = Path.Combine(Shared.Root, "data", "fsdd");
+        if (!Directory.Exists(backbone) || !Directory.Exists(recordings)) Assert.Inconclusive($"There is no {backbone} or no {recordings}.");
+        (int code, string output, string error) = Run("SpokenDigits", backbone, recordings, "--rows", "180", "--epochs", "2");
+        Assert.AreEqual(0, code, error);
+        string[] lines = output.TrimEnd('\n').Split('\n');
+        Assert.AreEqual("180 recordings to learn from, 180 to ask about", lines[0]);
+        double frozen = Accuracy(lines[1], "frozen backbone, linear head"), lora = Accuracy(lines[2], "LoRA, rank 8");
+        Assert.IsTrue(frozen > 0.1 && lora > 0.1, output);
+        Answers(lines[3..], @"\d_[a-z]+_\d\.wav", 10);
+        Assert.IsTrue(File.Exists(Path.Combine(_folder, "digits.zip")));
+    }
+
+    [TestMethod]
+    public void DigitsSayWhatTheyNeed()
+    {
+        foreach (string[] arguments in (string[][])[[], [_folder], [_folder, Path.Combine(_folder, "nowhere")]])
+        {
+            (int code, string output, string error) = Run("SpokenDigits", arguments);
+            Assert.AreEqual((2, ""), (code, output));
+            foreach (string part in (string[])["usage: SpokenDigits BACKBONE RECORDINGS", "Keyword Transformer", "free-spoken-digit-dataset", "DIGIT_SPEAKER_TAKE.wav"])
+                StringAssert.Contains(error, part);
+        }
+    }
+
+    private static double Accuracy(string line, string name)
+    {
+        StringAssert.StartsWith(line, name.PadRight(30));
+        return double.Parse(line[30..].TrimStart().Split(' ')[0], System.Globalization.CultureInfo.InvariantCulture);
+    }
+
+    private static void Answers(string[] lines, string file, int count)
+    {
+        Assert.HasCount(count, lines);
+        foreach (string line in lines) StringAssert.Matches(line, new Regex($@"^{file}: \w+ \((0\.\d\d|1\.00)\)$"));
     }
 
     private (int Code, string Output, string Error) Run(string sample, params string[] arguments) =>
