@@ -5,14 +5,14 @@ using Microsoft.ML;
 using Microsoft.ML.Peft.Methods;
 using Samples.ImageClassification;
 
-// Teaches the embedded ViT, which has seen generated patterns alone, to tell shapes apart: what guessing, a linear head on the
+// Teaches the embedded ViT, which has seen generated patterns alone, to tell cloth patterns apart: what guessing, a linear head on the
 // frozen network and LoRA make of them. Then saves the model and asks it in another context.
 //   ImageClassification [--rows N] [--epochs N] [--data FOLDER] [--backbone FOLDER]
-// FOLDER of --data has train/CLASS/ and test/CLASS/ with pictures; without it N shapes are drawn. --backbone is a Hugging Face folder.
+// FOLDER of --data has train/CLASS/ and test/CLASS/ with pictures; without it N patterns are drawn. --backbone is a Hugging Face folder.
 string? Option(string name) => args.SkipWhile(a => a != name).Skip(1).FirstOrDefault();
-int rows = int.Parse(Option("--rows") ?? "1600"), epochs = int.Parse(Option("--epochs") ?? "10");
+int rows = int.Parse(Option("--rows") ?? "1600"), epochs = int.Parse(Option("--epochs") ?? "6");
 string? backbone = Option("--backbone");
-string data = Option("--data") ?? Shapes.Draw($"shapes-{rows}", train: rows, test: 400);
+string data = Option("--data") ?? Cloth.Draw($"cloth-{rows}", train: rows, test: 400);
 
 var ml = new MLContext(seed: 1);
 Picture[] train = Read("train"), test = Read("test");
@@ -23,11 +23,11 @@ Console.WriteLine(FormattableString.Invariant($"{"guessing",-30}{guess,8:0.000}"
 
 Train("frozen backbone, linear head", ml.Peft().ImageClassification(new HeadOnlyOptions(), maxEpochs: 30, backboneFolder: backbone));
 ITransformer model = Train("LoRA, rank 16", ml.Peft().LoraImageClassification(
-    rank: 16, alpha: 32, maxEpochs: epochs, learningRate: 2e-3, backboneFolder: backbone));
-ml.Model.Save(model, trainSet.Schema, "shapes.zip");   // backbone, adapter, head and labels
+    rank: 16, alpha: 32, batchSize: 8, maxEpochs: epochs, learningRate: 4e-3, backboneFolder: backbone));   // small networks bear high rates
+ml.Model.Save(model, trainSet.Schema, "cloth.zip");   // backbone, adapter, head and labels
 
 var elsewhere = new MLContext();
-ITransformer loaded = elsewhere.Model.Load("shapes.zip", out _);
+ITransformer loaded = elsewhere.Model.Load("cloth.zip", out _);
 using var engine = elsewhere.Model.CreatePredictionEngine<Picture, Answer>(loaded);
 foreach (Picture picture in test.GroupBy(p => p.Label).Select(g => g.First()))
 {
