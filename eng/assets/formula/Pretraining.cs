@@ -82,13 +82,22 @@ internal sealed class Pretraining(PretrainingPlan plan, string folder)
     private long Continue(AdaptedModel model, AdamW optimizer)
     {
         string state = Path.Combine(folder, State);
-        if (!File.Exists(state)) return 0;
-        JsonObject kept = JsonNode.Parse(File.ReadAllText(state))!.AsObject();
-        if ((string?)kept["plan"] != plan.ToString()) throw new InvalidOperationException($"{state} is of another plan: {kept["plan"]}; this one is {plan}. Take another folder.");
+        if (File.Exists(state))
+        {
+            JsonObject kept = JsonNode.Parse(File.ReadAllText(state))!.AsObject();
+            if ((string?)kept["plan"] != plan.ToString()) throw new InvalidOperationException($"{state} is of another plan: {kept["plan"]}; this one is {plan}. Take another folder.");
+            Read(folder, model, optimizer);
+            return (long)kept["step"]!;
+        }
+        if (plan.From.Length > 0) Read(plan.From, model, optimizer);
+        return 0;
+    }
+
+    private static void Read(string from, AdaptedModel model, AdamW optimizer)
+    {
         using var scope = NewDisposeScope();
-        using (WeightSnapshot weights = WeightSnapshot.Of(model.Parameters, TensorFile.Load(Path.Combine(folder, Weights)))) weights.Restore();
-        optimizer.LoadState(TensorFile.Load(Path.Combine(folder, Moments)));
-        return (long)kept["step"]!;
+        using (WeightSnapshot weights = WeightSnapshot.Of(model.Parameters, TensorFile.Load(Path.Combine(from, Weights)))) weights.Restore();
+        optimizer.LoadState(TensorFile.Load(Path.Combine(from, Moments)));
     }
 
     private void Store(AdaptedModel model, AdamW optimizer, long step)

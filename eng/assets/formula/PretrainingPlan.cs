@@ -9,6 +9,9 @@ namespace Microsoft.ML.Peft.AssetTool.Formula;
 /// <summary>All that decides what is learned; the same plan and number of threads give the same bytes.</summary>
 internal sealed record PretrainingPlan
 {
+    /// <summary>Folder of a finished run to begin with: its weights and moments; empty for fresh weights.</summary>
+    public string From { get; init; } = "";
+
     /// <summary>Number of generated classes.</summary>
     public int Categories { get; init; } = 1000;
 
