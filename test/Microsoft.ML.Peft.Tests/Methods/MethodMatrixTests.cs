@@ -50,12 +50,14 @@ public class MethodMatrixTests
         using MatrixModel model = Model(row, device: new Device(device));
         List<byte[]> before = model.FrozenBytes();
         Dictionary<string, byte[]> trained = model.TrainedBytes();
+        // What a method freezes on the way has moved before.
+        string[] never = [.. model.Adaptation!.Parameters.Where(p => !p.Trainable && !p.Learned).Select(p => p.Name)];
         float[] bare = model.Score(bare: true);
         model.Train(3);
         List<byte[]> after = model.FrozenBytes();
         Assert.IsTrue(before.Zip(after).All(p => p.First.AsSpan().SequenceEqual(p.Second)), "a frozen number changed");
         foreach (NamedParameter parameter in model.Adaptation!.Parameters)
-            if (!parameter.Trainable && !parameter.Learned) Assert.IsTrue(trained[parameter.Name].AsSpan().SequenceEqual(model.TrainedBytes()[parameter.Name]), $"{parameter.Name} is not trained and changed");
+            if (!parameter.Trainable && never.Contains(parameter.Name)) Assert.IsTrue(trained[parameter.Name].AsSpan().SequenceEqual(model.TrainedBytes()[parameter.Name]), $"{parameter.Name} is not trained and changed");
         foreach (WeightSite site in model.Backbone.Sites.OfType<WeightSite>())
         {
             Assert.IsFalse(site.Weight.requires_grad);

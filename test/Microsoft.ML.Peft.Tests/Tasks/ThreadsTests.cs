@@ -27,7 +27,7 @@ public abstract class ThreadsTests : OneThread
         long grown = Resident() - memory;
         TestContext.WriteLine($"{Threads} threads x {Predictions} predictions: {grown / 1024.0:0.0} MiB more resident memory after {memory / 1024.0:0.0} MiB");
         Assert.AreEqual(live, LiveTensors.Count());
-        Assert.IsLessThan(24 * 1024, grown);
+        Assert.IsLessThan(32 * 1024, grown);   // KiB: four a prediction
     }
 
     [TestMethod]
