@@ -59,6 +59,7 @@ public sealed class Trainer
             throw new ArgumentException("EarlyStoppingPatience needs validation data to judge by.", nameof(validation));
         if (!model.Parameters.Any(p => p.Trainable))
             throw new InvalidOperationException("The model has no trainable parameter: attach a method or a head with parameters.");
+        using CpuThreads.Lent threads = CpuThreads.Lend(_options.Threads);
         _options.CheckMetric(objective);
         Check(model, train, objective, "training");
         if (validation is not null) Check(model, validation, objective, "validation");
@@ -79,6 +80,7 @@ public sealed class Trainer
     /// <exception cref="ArgumentException">The data do not fit; the message names the row.</exception>
     public Evaluation Evaluate(AdaptedModel model, IReadOnlyList<Example> rows, Objective objective)
     {
+        using CpuThreads.Lent threads = CpuThreads.Lend(_options.Threads);
         Check(model, rows, objective, "evaluation");
         using var forwarder = new Forwarder(model);
         return forwarder.Evaluate(rows, objective, EvaluationBatch(_options), _options.PadToMultiple, _options.CancellationToken);

@@ -102,6 +102,12 @@ public sealed class TrainingOptions
     /// <summary>In what numbers products with frozen weights are made during the run; a resumed run keeps it.</summary>
     public Precision Precision { get; set; }
 
+    /// <summary>
+    /// Threads of the CPU that the run uses; 0 for as many as the process has (<c>torch.set_num_threads</c>, or all cores).
+    /// Runs of one number of threads are equal to the bit.
+    /// </summary>
+    public int Threads { get; set; }
+
     /// <summary>True to run a backbone that nothing trainable changes only once a row.</summary>
     public bool CacheFeatures { get; set; } = true;
 
@@ -159,7 +165,7 @@ public sealed class TrainingOptions
     // What changes neither the weights nor the logs of a run, or what a resumed run may well set otherwise.
     private static readonly string[] _free =
     [
-        nameof(Prefetch), nameof(CheckpointFolder), nameof(CheckpointEvery), nameof(KeepCheckpoints), nameof(Resume),
+        nameof(Prefetch), nameof(Threads), nameof(CheckpointFolder), nameof(CheckpointEvery), nameof(KeepCheckpoints), nameof(Resume),
         nameof(ForceResume), nameof(LogEvery), nameof(EvaluationBatchSize), nameof(GradientCheckpointing),
     ];
 
@@ -190,6 +196,7 @@ public sealed class TrainingOptions
         AtLeast(nameof(Accumulation), Accumulation, 1);
         AtLeast(nameof(PadToMultiple), PadToMultiple, 1);
         AtLeast(nameof(Prefetch), Prefetch, 0);
+        AtLeast(nameof(Threads), Threads, 0);
         AtLeast(nameof(EvaluateEvery), EvaluateEvery, 0);
         AtLeast(nameof(EvaluationBatchSize), EvaluationBatchSize, 0);
         AtLeast(nameof(EarlyStoppingPatience), EarlyStoppingPatience, 0);

@@ -2,6 +2,7 @@
 
 using System.Globalization;
 using Microsoft.ML.Peft.Tasks;
+using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests.TextClassification;
 
@@ -54,6 +55,36 @@ public abstract class ThreadsTests : OneThread
 
         SortedDictionary<string, float[]> expected = Weights();
         Parallel.For(0, 3, new ParallelOptions { MaxDegreeOfParallelism = 3 }, i => Assert.IsTrue(TinyTexts.Same(expected, Weights()), $"thread {i}"));
+        // Threads on which libtorch ran with another number of its own threads: it remembers that for each.
+        foreach (int threads in (int[])[2, 4])
+            OnAnotherThread(() =>
+            {
+                set_num_threads(threads);
+                Assert.AreEqual(threads, get_num_threads());   // from here on this thread remembers
+                OnAnotherThread(() => set_num_threads(1));
+                Assert.AreEqual(threads, get_num_threads());
+                Assert.IsTrue(TinyTexts.Same(expected, Weights()), $"a thread that had {threads}");
+                Assert.AreEqual(1, get_num_threads());
+            });
+    }
+
+    private static void OnAnotherThread(Action run)
+    {
+        Exception? thrown = null;
+        var thread = new Thread(() =>
+        {
+            try
+            {
+                run();
+            }
+            catch (Exception e)
+            {
+                thrown = e;
+            }
+        });
+        thread.Start();
+        thread.Join();
+        if (thrown is not null) throw new AssertFailedException(thrown.Message, thrown);
     }
 
     private void Run(ClassificationTransformer model, Review[] rows, float[][] expected, int predictions)

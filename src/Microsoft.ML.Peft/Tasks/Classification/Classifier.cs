@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Data;
 using Microsoft.ML.Peft.Training;
 
@@ -56,6 +57,8 @@ internal sealed class Classifier<TRow>(AdaptedModel model, RowEncoder<TRow> enco
                 "The transformer was disposed. A PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }.");
         var examples = new Example[rows.Count];
         for (int i = 0; i < examples.Length; i++) examples[i] = encoder.Encode(rows[i]);
+        // A lone row is scored at once: what differs is the rounding.
+        using CpuThreads.Lent? threads = rows.Count > 1 ? CpuThreads.Lend() : null;
         Func<ClassScores>? unreadable = encoder.SkipsUnreadable ? Skip : null;
         return LengthBatches.Score(model.Backbone, examples, (tokens, _) => model.Forward(tokens, new Pass(model.Patches)), unreadable);
     }
