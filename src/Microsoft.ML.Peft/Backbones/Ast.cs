@@ -69,28 +69,8 @@ public sealed class AstBackbone : PreNormEncoder
 
     internal static BackboneConfig ReadConfig(JsonObject raw)
     {
-        var read = new ConfigReader(raw);
         Geometry geometry = Geometry.Of(raw);
-        int hidden = read.Int("hidden_size", 768);
-        return new BackboneConfig
-        {
-            ModelType = "audio-spectrogram-transformer",
-            Input = BackboneInput.Sound,
-            Raw = raw,
-            HiddenSize = hidden,
-            EmbeddingSize = hidden,
-            LayerCount = read.Int("num_hidden_layers", 12),
-            HeadCount = read.Int("num_attention_heads", 12),
-            IntermediateSize = read.Int("intermediate_size", 3072),
-            VocabularySize = 0,
-            MaxTokens = geometry.Rows * geometry.Columns + Leading,
-            Activation = read.Text("hidden_act", "gelu"),
-            NormEpsilon = read.Positive("layer_norm_eps", 1e-12),
-            HiddenDropout = read.Share("hidden_dropout_prob", 0),
-            AttentionDropout = read.Share("attention_probs_dropout_prob", 0),
-            ClassifierDropout = 0,
-            InitializerRange = read.Positive("initializer_range", 0.02),
-        };
+        return new ConfigReader(raw).Encoder("audio-spectrogram-transformer", BackboneInput.Sound, geometry.Rows * geometry.Columns + Leading);
     }
 
     /// <inheritdoc/>

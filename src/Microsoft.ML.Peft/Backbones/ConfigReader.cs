@@ -19,6 +19,40 @@ internal sealed class ConfigReader(JsonObject raw, IReadOnlyDictionary<string, s
 
     public bool Has(string name) => Find(name) is not null;
 
+    /// <summary>Geometry of an encoder of images or sounds: the fields that most families name alike.</summary>
+    /// <param name="modelType">The <c>model_type</c>.</param>
+    /// <param name="input">What it reads.</param>
+    /// <param name="maxTokens">Longest row in tokens.</param>
+    /// <param name="epsilon">Added to the variance in norms where the file does not say.</param>
+    /// <param name="dropout">Dropout of hidden states and of attention weights where the file does not say.</param>
+    /// <param name="hiddenDropout">Name of the field with the dropout of hidden states.</param>
+    /// <param name="attentionDropout">Name of the field with the dropout of attention weights.</param>
+    public BackboneConfig Encoder(
+        string modelType, BackboneInput input, int maxTokens, double epsilon = 1e-12, double dropout = 0,
+        string hiddenDropout = "hidden_dropout_prob", string attentionDropout = "attention_probs_dropout_prob")
+    {
+        int hidden = Int("hidden_size", 768);
+        return new BackboneConfig
+        {
+            ModelType = modelType,
+            Input = input,
+            Raw = raw,
+            HiddenSize = hidden,
+            EmbeddingSize = hidden,
+            LayerCount = Int("num_hidden_layers", 12),
+            HeadCount = Int("num_attention_heads", 12),
+            IntermediateSize = Int("intermediate_size", 3072),
+            VocabularySize = 0,
+            MaxTokens = maxTokens,
+            Activation = Text("hidden_act", "gelu"),
+            NormEpsilon = Positive("layer_norm_eps", epsilon),
+            HiddenDropout = Share(hiddenDropout, dropout),
+            AttentionDropout = Share(attentionDropout, dropout),
+            ClassifierDropout = 0,
+            InitializerRange = Positive("initializer_range", 0.02),
+        };
+    }
+
     public int Int(string name, int missing, int least = 1)
     {
         double number = Number(name, missing);

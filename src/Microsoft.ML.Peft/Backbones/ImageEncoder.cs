@@ -58,28 +58,9 @@ public abstract class ImageEncoder : PreNormEncoder
     /// <param name="epsilon">Added to the variance in norms where the file does not say.</param>
     internal static BackboneConfig ReadShared(JsonObject raw, string modelType, int leading, double epsilon = 1e-12)
     {
-        var read = new ConfigReader(raw);
         ((int height, int width), (int patchHeight, int patchWidth)) = Sizes(raw, DefaultPatch(modelType));
-        int hidden = read.Int("hidden_size", 768);
-        return new BackboneConfig
-        {
-            ModelType = modelType,
-            Input = BackboneInput.Images,
-            Raw = raw,
-            HiddenSize = hidden,
-            EmbeddingSize = hidden,
-            LayerCount = read.Int("num_hidden_layers", 12),
-            HeadCount = read.Int("num_attention_heads", 12),
-            IntermediateSize = read.Int("intermediate_size", 3072),
-            VocabularySize = 0,
-            MaxTokens = height / patchHeight * (width / patchWidth) + leading,
-            Activation = read.Text("hidden_act", "gelu"),
-            NormEpsilon = read.Positive("layer_norm_eps", epsilon),
-            HiddenDropout = read.Share("hidden_dropout_prob", 0),
-            AttentionDropout = read.Share("attention_probs_dropout_prob", 0),
-            ClassifierDropout = 0,
-            InitializerRange = read.Positive("initializer_range", 0.02),
-        };
+        int tokens = height / patchHeight * (width / patchWidth) + leading;
+        return new ConfigReader(raw).Encoder(modelType, BackboneInput.Images, tokens, epsilon);
     }
 
     private static ((int Height, int Width) Image, (int Height, int Width) Patch) Sizes(JsonObject raw, int missingPatch)

@@ -59,25 +59,7 @@ public sealed class QFormerBackbone : Backbone
         // A whole model's file says beside the section how many queries there are.
         if (!ReferenceEquals(fields, raw) && raw["num_query_tokens"] is { } queries) fields["num_query_tokens"] = queries.DeepClone();
         var read = new ConfigReader(fields);
-        int hidden = read.Int("hidden_size", 768);
-        return new BackboneConfig
-        {
-            ModelType = "blip_2_qformer",
-            Input = BackboneInput.Images,
-            Raw = fields,
-            HiddenSize = hidden,
-            EmbeddingSize = hidden,
-            LayerCount = read.Int("num_hidden_layers", 12),
-            HeadCount = read.Int("num_attention_heads", 12),
-            IntermediateSize = read.Int("intermediate_size", 3072),
-            VocabularySize = 0,
-            MaxTokens = read.Int("max_position_embeddings", 512),
-            Activation = read.Text("hidden_act", "gelu"),
-            NormEpsilon = read.Positive("layer_norm_eps", 1e-12),
-            HiddenDropout = read.Share("hidden_dropout_prob", 0.1),
-            AttentionDropout = read.Share("attention_probs_dropout_prob", 0.1),
-            InitializerRange = read.Positive("initializer_range", 0.02),
-        };
+        return read.Encoder("blip_2_qformer", BackboneInput.Images, read.Int("max_position_embeddings", 512), dropout: 0.1) with { ClassifierDropout = null };
     }
 
     private Layers AddLayer(string path, int layer, bool cross)

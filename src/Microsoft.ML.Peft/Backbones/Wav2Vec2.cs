@@ -77,26 +77,7 @@ public sealed class Wav2Vec2Backbone : Backbone
         if (read.Flag("add_adapter", false))
             throw new CheckpointFormatException("config.json: add_adapter is set; convolutions behind the encoder are not supported.");
         _ = Steps(read);
-        int hidden = read.Int("hidden_size", 768);
-        return new BackboneConfig
-        {
-            ModelType = "wav2vec2",
-            Input = BackboneInput.Sound,
-            Raw = raw,
-            HiddenSize = hidden,
-            EmbeddingSize = hidden,
-            LayerCount = read.Int("num_hidden_layers", 12),
-            HeadCount = read.Int("num_attention_heads", 12),
-            IntermediateSize = read.Int("intermediate_size", 3072),
-            VocabularySize = 0,
-            MaxTokens = MostFrames,
-            Activation = read.Text("hidden_act", "gelu"),
-            NormEpsilon = read.Positive("layer_norm_eps", 1e-5),
-            HiddenDropout = read.Share("hidden_dropout", 0.1),
-            AttentionDropout = read.Share("attention_dropout", 0.1),
-            ClassifierDropout = 0,
-            InitializerRange = read.Positive("initializer_range", 0.02),
-        };
+        return read.Encoder("wav2vec2", BackboneInput.Sound, MostFrames, 1e-5, 0.1, "hidden_dropout", "attention_dropout");
     }
 
     private static Step[] Steps(ConfigReader read)
