@@ -27,9 +27,7 @@ public abstract class PostNormEncoder : Backbone
     private protected PostNormEncoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         _activation = Follow.By(config.Activation);
-        if (config.HiddenSize % config.HeadCount != 0)
-            throw new Checkpoints.CheckpointFormatException(
-                $"config.json: hidden size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+        RequireEvenHeads();
     }
 
     private sealed record EncoderLayer(

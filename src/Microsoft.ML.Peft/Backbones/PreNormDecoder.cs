@@ -33,8 +33,7 @@ public abstract class PreNormDecoder : Backbone
     {
         _activation = Follow.By(config.Activation);
         _keyHeads = config.KeyHeadCount ?? config.HeadCount;
-        if (config.HeadWidth is null && config.HiddenSize % config.HeadCount != 0)
-            throw new CheckpointFormatException($"config.json: hidden size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+        if (config.HeadWidth is null) RequireEvenHeads();
         if (config.HeadCount % _keyHeads != 0)
             throw new CheckpointFormatException($"config.json: {config.HeadCount} attention heads are not divisible by {_keyHeads} key and value heads.");
         _headWidth = config.HeadWidth ?? config.HiddenSize / config.HeadCount;

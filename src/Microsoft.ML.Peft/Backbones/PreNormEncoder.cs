@@ -50,8 +50,7 @@ public abstract class PreNormEncoder : Backbone
     private protected PreNormEncoder(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         _activation = Follow.By(config.Activation);
-        if (config.HiddenSize % config.HeadCount != 0)
-            throw new Checkpoints.CheckpointFormatException($"config.json: hidden_size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+        RequireEvenHeads();
     }
 
     private sealed record EncoderLayer(

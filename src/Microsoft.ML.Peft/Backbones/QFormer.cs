@@ -29,8 +29,7 @@ public sealed class QFormerBackbone : Backbone
         _activation = Activations.Get(config.Activation);
         _width = read.Int("encoder_hidden_size", 1408);
         int every = read.Int("cross_attention_frequency", 2);
-        if (config.HiddenSize % config.HeadCount != 0)
-            throw new CheckpointFormatException($"config.json: hidden_size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+        RequireEvenHeads();
         if (Stored("query_tokens"))
             _queries = Add(new Constant("query_tokens", SiteRole.PoolerToken, -1, LoadOwn("query_tokens", 1, read.Int("num_query_tokens", 32), config.HiddenSize)) { AtRoot = true });
         _norm = AddNorm("layernorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);

@@ -41,8 +41,7 @@ public sealed class Wav2Vec2Backbone : Backbone
         (_preNorm, _mixesLayers) = (read.Flag("do_stable_layer_norm", false), read.Flag("use_weighted_layer_sum", false));
         (_projectionDropout, _innerDropout) = (read.Share("feat_proj_dropout", 0), read.Share("activation_dropout", 0.1));
         if (read.Flag("apply_spec_augment", true)) (_frameMasks, _channelMasks) = (FrameMasks.Of(read, "time", 0.05, 2), FrameMasks.Of(read, "feature", 0, 0));
-        if (config.HiddenSize % config.HeadCount != 0)
-            throw new CheckpointFormatException($"config.json: hidden_size {config.HiddenSize} is not divisible by {config.HeadCount} attention heads.");
+        RequireEvenHeads();
         int channels = AddFront(read);
         _frontNorm = AddNorm("feature_projection.layer_norm", SiteRole.EmbeddingNorm, -1, channels);
         _projection = AddProjection("feature_projection.projection", SiteRole.EmbeddingProjection, -1, config.HiddenSize, channels);
