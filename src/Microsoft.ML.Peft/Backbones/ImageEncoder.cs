@@ -108,11 +108,8 @@ public abstract class ImageEncoder : PreNormEncoder
     /// <inheritdoc/>
     protected override Layout LayoutOf(TokenBatch batch, Pass pass)
     {
-        if (batch.Pixels is not { } pixels)
-            throw new ArgumentException($"A {Config.ModelType} backbone reads images: make the batch with TokenBatch.OfImages.");
+        Tensor pixels = ImagesOf(batch, _channels);
         long[] shape = pixels.shape;                                             // [batch, channels, height, width]
-        if (shape.Length != 4 || shape[1] != _channels)
-            throw new ArgumentException($"Images have the shape [{string.Join(", ", shape)}]; expected [batch, {_channels}, height, width].");
         (long height, long width) = (shape[2], shape[3]);
         if ((height, width) != _image && !batch.InterpolatePositions && !InterpolatesUnasked)
             throw new ArgumentException(

@@ -73,11 +73,8 @@ public abstract class StagedBackbone : Backbone
     /// <inheritdoc/>
     protected override Layout LayoutOf(TokenBatch batch, Pass pass)
     {
-        if (batch.Pixels is not { } pixels)
-            throw new ArgumentException($"A {Config.ModelType} backbone reads images: make the batch with TokenBatch.OfImages.");
+        Tensor pixels = ImagesOf(batch, _channels);
         long[] shape = pixels.shape;                                             // [batch, channels, height, width]
-        if (shape.Length != 4 || shape[1] != _channels)
-            throw new ArgumentException($"Images have the shape [{string.Join(", ", shape)}]; expected [batch, {_channels}, height, width].");
         IReadOnlyList<MapGrid> grids = Grids(shape[2], shape[3]);
         int empty = grids.ToList().FindIndex(g => g.Rows < 1 || g.Columns < 1);
         if (empty >= 0)
