@@ -4,6 +4,7 @@ using System.Buffers.Binary;
 using System.IO.Compression;
 using System.Text;
 using Microsoft.ML.Peft.Checkpoints;
+using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.Cli;
 
@@ -85,19 +86,8 @@ internal sealed class Canvas
         BinaryPrimitives.WriteInt32BigEndian(number, content.Length);
         file.Write(number);
         file.Write(body);
-        BinaryPrimitives.WriteUInt32BigEndian(number, Checksum(body));
+        BinaryPrimitives.WriteUInt32BigEndian(number, Crc32.Of(body));
         file.Write(number);
-    }
-
-    private static uint Checksum(byte[] bytes)
-    {
-        uint crc = uint.MaxValue;
-        foreach (byte value in bytes)
-        {
-            crc ^= value;
-            for (int bit = 0; bit < 8; bit++) crc = (crc >> 1) ^ ((crc & 1) * 0xEDB88320u);
-        }
-        return ~crc;
     }
 }
 
