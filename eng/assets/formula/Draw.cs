@@ -26,6 +26,7 @@ internal struct Draw(ulong seed, ulong category, ulong number)
     public bool Chance(double probability) => Next() < probability;
 
     /// <summary>From a gamma distribution of shape <paramref name="shape"/> in (0, 1], by Ahrens and Dieter.</summary>
+    // The library's AugmentationDraws go another way to the same distributions; this one stays, or the published run could not be repeated.
     public double Gamma(double shape)
     {
         double b = (Math.E + shape) / Math.E;

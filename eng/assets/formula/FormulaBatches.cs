@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Threading.Channels;
+using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.AssetTool.Formula;
 
@@ -51,6 +52,7 @@ internal sealed class FormulaBatches(FormulaImages images, int batch, ulong seed
         for (long step = from; step < to; step++) yield return lines[(step - from) % workers].Reader.ReadAsync().AsTask().GetAwaiter().GetResult();
     }
 
+    // ImageMixing.Targets rounds once where this rounds twice: another bit here and there, and the published run could not be repeated.
     private float[] Targets(int[] labels)
     {
         int classes = images.Categories;
@@ -65,15 +67,8 @@ internal sealed class FormulaBatches(FormulaImages images, int batch, ulong seed
     {
         float share = (float)draw.Beta(MixupAlpha);
         if (share < 0.5f) share = 1 - share;
-        Blend(pixels, images.Length, share);
-        Blend(targets, images.Categories, share);
-    }
-
-    private void Blend(float[] numbers, int width, float share)
-    {
-        float[] other = [.. numbers];
-        for (int row = 0; row < batch; row++)
-            for (int i = 0; i < width; i++)
-                numbers[row * width + i] = share * numbers[row * width + i] + (1 - share) * other[(batch - 1 - row) * width + i];
+        int[] order = [.. Enumerable.Range(0, batch).Reverse()];
+        ImageMixing.Mix(pixels, order, share);
+        ImageMixing.Mix(targets, order, share);
     }
 }
