@@ -15,7 +15,7 @@ internal sealed record BackboneSource(IFileSet Files, string? Folder, Lazy<strin
     [
         "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
         "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "bpe.codes",
-        "sentence_bert_config.json", "preprocessor_config.json", "processor_config.json",
+        "sentence_bert_config.json", ProcessorFiles.Name, ProcessorFiles.NewerName,
 
         // The licence of the weights goes where the weights go.
         "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "MODEL_CARD.md",

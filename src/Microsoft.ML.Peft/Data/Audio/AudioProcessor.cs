@@ -14,7 +14,7 @@ namespace Microsoft.ML.Peft.Data;
 /// </summary>
 public sealed class AudioProcessor
 {
-    private const string File = "preprocessor_config.json";
+    private const string File = ProcessorFiles.Name;
 
     private readonly AudioFrontEnd _front;
 
@@ -88,10 +88,9 @@ public sealed class AudioProcessor
         _ => type.EndsWith("FeatureExtractor", StringComparison.Ordinal) || type.EndsWith("ImageProcessor", StringComparison.Ordinal) ? "" : null,
     };
 
-    // Newer folders keep the same fields in a part of processor_config.json.
     private static JsonObject Settings(IFileSet files)
     {
-        string? name = files.Exists(File) ? File : files.Exists("processor_config.json") ? "processor_config.json" : null;
+        string? name = ProcessorFiles.In(files).FirstOrDefault();
         if (name is null) return [];
         try
         {
@@ -174,13 +173,13 @@ internal abstract class AudioFrontEnd
         int rate = read.Int("sampling_rate", missing);
         return rate is >= AudioClip.LowestRate and <= AudioClip.HighestRate
             ? rate
-            : throw new CheckpointFormatException($"preprocessor_config.json: sampling_rate is {rate}; expected {AudioClip.LowestRate} to {AudioClip.HighestRate}.");
+            : throw new CheckpointFormatException($"{ProcessorFiles.Name}: sampling_rate is {rate}; expected {AudioClip.LowestRate} to {AudioClip.HighestRate}.");
     }
 
     protected static void CheckSize(string what, params ReadOnlySpan<long> numbers)
     {
         double size = 1;
         foreach (long number in numbers) size *= number;
-        if (size > MostNumbers) throw new CheckpointFormatException($"preprocessor_config.json: {what} makes rows of {size:N0} numbers; at most {MostNumbers:N0} are made.");
+        if (size > MostNumbers) throw new CheckpointFormatException($"{ProcessorFiles.Name}: {what} makes rows of {size:N0} numbers; at most {MostNumbers:N0} are made.");
     }
 }

@@ -90,7 +90,7 @@ internal sealed class WhisperFrontEnd : AudioFrontEnd
         CheckSize("chunk_length times feature_size", Length.Value, bins);
         Samples = (int)samples;
         if (Samples <= length / 2)
-            throw new Checkpoints.CheckpointFormatException($"preprocessor_config.json: a chunk of {Samples} samples is too short for frames of n_fft {length}.");
+            throw new Checkpoints.CheckpointFormatException($"{Checkpoints.ProcessorFiles.Name}: a chunk of {Samples} samples is too short for frames of n_fft {length}.");
         _padding = (float)read.Number("padding_value", 0);
         _normalises = read.Flag("do_normalize", false);
         _spectra = new PowerSpectra(length);
@@ -143,7 +143,7 @@ internal sealed class WaveformFrontEnd : AudioFrontEnd
     {
         Rate = Rated(read);
         if (read.Int("feature_size", 1) != 1)
-            throw new Checkpoints.CheckpointFormatException($"preprocessor_config.json: feature_size is {read.Int("feature_size", 1)}; samples have 1.");
+            throw new Checkpoints.CheckpointFormatException($"{Checkpoints.ProcessorFiles.Name}: feature_size is {read.Int("feature_size", 1)}; samples have 1.");
         _normalises = read.Flag("do_normalize", true);
         Padding = (float)read.Number("padding_value", 0);
         Masked = read.Flag("return_attention_mask", model.Text("feat_extract_norm", "group") == "layer");

@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Data;
 public sealed class ImageProcessor
 {
     /// <summary>The name of a processor's file in a model's folder.</summary>
-    public const string FileName = ImageProcessorReader.FileName;
+    public const string FileName = ProcessorFiles.Name;
 
     private readonly float[][] _values;
 

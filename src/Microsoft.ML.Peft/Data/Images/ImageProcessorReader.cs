@@ -9,20 +9,18 @@ namespace Microsoft.ML.Peft.Data;
 /// <summary>From a <c>preprocessor_config.json</c>, of any age, to settings.</summary>
 internal static class ImageProcessorReader
 {
-    public const string FileName = "preprocessor_config.json", NewFileName = "processor_config.json";
-
     // Far beyond every model, near enough to keep a file from asking for terabytes.
     private const int MaxSize = 1 << 14;
 
     public static ImageProcessorSettings Load(IFileSet files, JsonObject config)
     {
         string modelType = Text(config["model_type"]) ?? "";
-        if (files.Exists(FileName))
-            return Read(JsonAt.Read(files, FileName), modelType);
-        if (files.Exists(NewFileName) && JsonAt.Read(files, NewFileName)["image_processor"] is { IsNull: false } inner)
+        if (files.Exists(ProcessorFiles.Name))
+            return Read(JsonAt.Read(files, ProcessorFiles.Name), modelType);
+        if (files.Exists(ProcessorFiles.NewerName) && JsonAt.Read(files, ProcessorFiles.NewerName)["image_processor"] is { IsNull: false } inner)
             return Read(inner, modelType);
         ImageProcessorFamily family = ImageProcessorFamily.OfModel(modelType)
-            ?? throw ImageProcessorFamily.Unknown(files.Description, $"no {FileName}, and the model type '{modelType}', for which no defaults are known");
+            ?? throw ImageProcessorFamily.Unknown(files.Description, $"no {ProcessorFiles.Name}, and the model type '{modelType}', for which no defaults are known");
         return ForModel(family.Defaults, config);
     }
 

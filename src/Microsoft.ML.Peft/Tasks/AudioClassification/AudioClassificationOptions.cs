@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.Tasks;
@@ -33,7 +34,7 @@ public sealed class AudioClassificationOptions : MediaClassificationOptions
 
     internal AudioColumns Columns => new(AudioColumnName, Folder is null ? null : Path.GetFullPath(Folder), SampleRate, SampleRateColumnName);
 
-    private protected override string FolderNeeds => "preprocessor_config.json";
+    private protected override string FolderNeeds => ProcessorFiles.Name;
 
     private protected override void ValidateInput()
     {

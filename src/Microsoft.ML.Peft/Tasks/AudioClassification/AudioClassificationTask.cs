@@ -27,8 +27,7 @@ internal sealed class AudioClassificationTask : ClassificationTask<MediaRow<Audi
     // No backbone of sounds is embedded; the options refuse to be without one.
     public override CheckpointFolder OpenDefault() => throw new ArgumentException(AudioClassificationOptions.NoBackbone, nameof(ClassificationOptions.BackboneFolder));
 
-    public override IEnumerable<string> InputFiles(IFileSet files) =>
-        new[] { "preprocessor_config.json", "processor_config.json" }.Where(files.Exists);
+    public override IEnumerable<string> InputFiles(IFileSet files) => ProcessorFiles.In(files);
 
     public override RowEncoder<MediaRow<AudioClip>> Encoder(IFileSet files, BackboneConfig config, JsonObject description)
     {

@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using Microsoft.ML.Peft.Assets;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Data;
 
 namespace Microsoft.ML.Peft.Tasks;
@@ -37,7 +38,7 @@ public sealed class ImageClassificationOptions : MediaClassificationOptions
 
     internal ImageColumns Columns => new(ImageColumnName, Folder is null ? null : Path.GetFullPath(Folder));
 
-    private protected override string FolderNeeds => "preprocessor_config.json";
+    private protected override string FolderNeeds => ProcessorFiles.Name;
 
     private protected override void ValidateInput()
     {

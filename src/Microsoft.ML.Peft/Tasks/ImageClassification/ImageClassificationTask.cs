@@ -27,8 +27,7 @@ internal sealed class ImageClassificationTask : ClassificationTask<MediaRow<Pixe
 
     public override CheckpointFolder OpenDefault() => DefaultVisionBackbone.Open();
 
-    public override IEnumerable<string> InputFiles(IFileSet files) =>
-        new[] { ImageProcessor.FileName, "processor_config.json" }.Where(files.Exists);
+    public override IEnumerable<string> InputFiles(IFileSet files) => ProcessorFiles.In(files);
 
     public override RowEncoder<MediaRow<PixelImage>> Encoder(IFileSet files, BackboneConfig config, JsonObject description)
     {

@@ -60,7 +60,7 @@ internal sealed class ImageRowEncoder : MediaEncoder<PixelImage>
             return new ImageProcessor(processor.Settings with { Resize = true, Size = new ImageTargetSize(side, side), CentreCrop = false, CropShare = 0 });
         return processor.HasFixedSize
             ? processor
-            : throw new CheckpointFormatException($"{files.Description}: preprocessor_config.json gives images of different sizes, which share no batch; set do_center_crop and crop_size there, or ImageSize.");
+            : throw new CheckpointFormatException($"{files.Description}: {ProcessorFiles.Name} gives images of different sizes, which share no batch; set do_center_crop and crop_size there, or ImageSize.");
     }
 
     public override PixelImage Decode(byte[] encoded, string source) => ImageReader.Read(encoded, source);
