@@ -2,6 +2,7 @@
 
 using System.CommandLine;
 using System.Text.Json.Nodes;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Tasks;
 using Microsoft.ML.Peft.Training;
 
@@ -17,10 +18,11 @@ internal static class EvaluateCommand
     private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text, where it differs from the model's." };
     private static readonly Option<string?> _path = new("--path") { Description = "Column with the paths, for images and sounds in a table." };
     private static readonly Option<string?> _report = new("--report") { Description = "JSON file with the figures." };
+    private static readonly Option<Precision> _precision = PrecisionOption.Make("while scoring");
 
     public static System.CommandLine.Command Make()
     {
-        var command = new System.CommandLine.Command("evaluate", "Score data and compare with their labels.") { _model, _data, _label, _text, _text2, _path, _report };
+        var command = new System.CommandLine.Command("evaluate", "Score data and compare with their labels.") { _model, _data, _label, _text, _text2, _path, _precision, _report };
         command.SetAction(Run);
         return command;
     }
@@ -29,6 +31,7 @@ internal static class EvaluateCommand
     {
         var context = new MLContext(1);
         using LoadedModel loaded = LoadedModel.Open(context, call.GetValue(_model)!);
+        loaded.Classifier.ScoringPrecision = call.GetValue(_precision);
         EvaluationReport made = loaded.IsText ? EvaluateTable(call, context, loaded)
             : Report.Evaluate(loaded.Classifier, loaded.Files(context, call.GetValue(_data)!, call.GetValue(_path), call.GetValue(_label), labelled: true), LoadedModel.LabelColumn);
         Evaluation metrics = made.Metrics;

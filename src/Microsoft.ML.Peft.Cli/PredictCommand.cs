@@ -3,6 +3,7 @@
 using System.CommandLine;
 using System.Globalization;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Tasks;
 
@@ -18,10 +19,11 @@ internal static class PredictCommand
     private static readonly Option<string?> _text2 = new("--text2") { Description = "Column with the second text, where it differs from the model's." };
     private static readonly Option<string?> _path = new("--path") { Description = "Column with the paths, for images and sounds in a table." };
     private static readonly Option<bool> _scores = new("--scores") { Description = "Write the probability of every class." };
+    private static readonly Option<Precision> _precision = PrecisionOption.Make("while scoring");
 
     public static System.CommandLine.Command Make()
     {
-        var command = new System.CommandLine.Command("predict", "Classify texts, images or sounds.") { _model, _data, _out, _text, _text2, _path, _scores };
+        var command = new System.CommandLine.Command("predict", "Classify texts, images or sounds.") { _model, _data, _out, _text, _text2, _path, _precision, _scores };
         command.SetAction(Run);
         return command;
     }
@@ -30,6 +32,7 @@ internal static class PredictCommand
     {
         var context = new MLContext(1);
         using LoadedModel loaded = LoadedModel.Open(context, call.GetValue(_model)!);
+        loaded.Classifier.ScoringPrecision = call.GetValue(_precision);
         bool scores = call.GetValue(_scores);
         string output = call.GetValue(_out)!;
         if (output == "-")

@@ -29,7 +29,8 @@ internal static class TrainCommand
     private static readonly Option<double?> _decay = new("--weight-decay") { Description = "Weight decay." };
     private static readonly Option<Pooling> _pooling = new("--pooling") { Description = "How a row becomes one vector: Family, Mean or FirstToken.", DefaultValueFactory = _ => Pooling.Family };
     internal static readonly Option<int> Seed = new("--seed") { Description = "Seed of all random numbers.", DefaultValueFactory = _ => 1 };
-    private static readonly Option<int> _threads = new("--threads") { Description = "Threads of libtorch; 0 for all cores." };
+    private static readonly Option<int> _threads = new("--threads") { Description = "Threads of the CPU; 0 for all cores." };
+    private static readonly Option<Precision> _precision = PrecisionOption.Make("while training");
     private static readonly Option<string?> _checkpoints = new("--checkpoints") { Description = "Folder for checkpoints." };
     private static readonly Option<int> _checkpointEvery = new("--checkpoint-every") { Description = "Steps between checkpoints; 0 for one an epoch." };
     private static readonly Option<bool> _resume = new("--resume") { Description = "Go on from the newest checkpoint in the folder." };
@@ -44,7 +45,7 @@ internal static class TrainCommand
             var command = new System.CommandLine.Command(task.Name, task.Description)
             {
                 _data, _eval, _validation, _backbone, _method, _set, _epochs, _rate, _headRate, _batch, _accumulate,
-                _warmup, _decay, _pooling, Seed, _threads, _checkpoints, _checkpointEvery, _resume, _out, _report,
+                _warmup, _decay, _pooling, Seed, _threads, _precision, _checkpoints, _checkpointEvery, _resume, _out, _report,
             };
             foreach (Option option in task.Options) command.Options.Add(option);
             command.SetAction(call => Run(call, task));
@@ -60,6 +61,7 @@ internal static class TrainCommand
         string output = call.GetValue(_out)!;
         if (Path.GetDirectoryName(Path.GetFullPath(output)) is { } folder && !Directory.Exists(folder))
             throw new UsageException($"The folder of --out, '{folder}', does not exist.");
+        // Those of the run; the process' own for what comes before and after it.
         if (call.GetValue(_threads) is > 0 and var threads) TorchSharp.torch.set_num_threads(threads);
 
         var context = new MLContext(call.GetValue(Seed));
@@ -104,6 +106,8 @@ internal static class TrainCommand
             HeadLearningRate = call.GetValue(_headRate),
             WeightDecay = call.GetValue(_decay),
             WarmupShare = call.GetValue(_warmup),
+            Threads = call.GetValue(_threads),
+            Precision = call.GetValue(_precision),
             CheckpointFolder = call.GetValue(_checkpoints),
             CheckpointEvery = call.GetValue(_checkpointEvery),
             Resume = call.GetValue(_resume),

@@ -108,6 +108,9 @@ public sealed class AdapterSet : IDisposable
     /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
     public PeftAdaptation this[string name] => Find(name).Adaptation;
 
+    /// <summary>In what numbers products with frozen weights are made.</summary>
+    public Precision Precision { get; set; }
+
     /// <summary>Parameters of an adapter and its head.</summary>
     /// <param name="name">Its name.</param>
     /// <exception cref="ArgumentException">No such adapter.</exception>
@@ -234,21 +237,21 @@ public sealed class AdapterSet : IDisposable
 
     private Tensor[] Shared(TokenBatch batch, RowGroup[] groups, Member[] members)
     {
-        var pass = new Pass(RowPatches.Table(Backbone, groups, [.. members.Select(m => m.Adaptation)]));
+        var pass = new Pass(RowPatches.Table(Backbone, groups, [.. members.Select(m => m.Adaptation)])) { Precision = Precision };
         BackboneOutput output = Backbone.Forward(batch, pass);
         return [.. groups.Select((group, i) =>
         {
             using Pass.GroupScope _ = pass.Narrow(i, group.Index);
             var own = new BackboneOutput(output.Last.index_select(0, group.Index), pass.Layout, null) { Batch = batch.Rows(group.Index) };
             // A pooler that the adapter trains is worn by its rows alone.
-            return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout });
+            return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout, Precision = Precision });
         })];
     }
 
     private Tensor Alone(TokenBatch batch, RowGroup group, Member member)
     {
         TokenBatch own = batch.Rows(group.Index);
-        var pass = new Pass(member.Adaptation.Table());
+        var pass = new Pass(member.Adaptation.Table()) { Precision = Precision };
         member.Adaptation.BeforePass(pass, own);
         return Scores(member, Backbone.Forward(own, pass), pass);
     }

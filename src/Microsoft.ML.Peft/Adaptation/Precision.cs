@@ -13,3 +13,11 @@ public enum Precision
     /// </summary>
     BFloat16,
 }
+
+internal static class PrecisionCheck
+{
+    /// <summary>Refuses a number that is no precision.</summary>
+    public static Precision Known(Precision precision, string name = "precision") => Enum.IsDefined(precision)
+        ? precision
+        : throw new ArgumentOutOfRangeException(name, precision, $"The precision is {(int)precision}; allowed are {string.Join(", ", Enum.GetNames<Precision>())}.");
+}

@@ -44,7 +44,7 @@ internal sealed class Forwarder : IDisposable
         foreach (BatchArrays arrays in Assembled(sorted.Chunk(batch), multiple))
         {
             using var inner = NewDisposeScope();
-            var pass = new Pass(_model.Patches);
+            var pass = new Pass(_model.Patches) { Precision = _model.Precision };
             Backbone backbone = _model.Backbone;
             BackboneOutput output = backbone.Forward(MiniBatch.ToTokens(arrays, backbone.Device), pass);
             Tensor features = _model.Head.Features(backbone, output, pass);

@@ -203,6 +203,7 @@ public sealed class TrainingOptions
         AtLeast(nameof(CheckpointEvery), CheckpointEvery, 0);
         AtLeast(nameof(KeepCheckpoints), KeepCheckpoints, 1);
         AtLeast(nameof(LogEvery), LogEvery, 1);
+        PrecisionCheck.Known(Precision, nameof(Precision));
         Check(nameof(LearningRate), LearningRate ?? 1, v => v > 0, "above 0");
         Check(nameof(HeadLearningRate), HeadLearningRate ?? 1, v => v > 0, "above 0");
         Check(nameof(WeightDecay), WeightDecay ?? 0, v => v >= 0, "0 or more");

@@ -38,7 +38,9 @@ internal sealed record ClassificationFit<TRow>(
             Task, network, encoder, labels, Options.Method, Options.Pooling, Options.Outputs, BackboneSource.Of(checkpoint, folder), !Options.EmbedBackbone);
         try
         {
-            return (model, Train(host, channel, model, training, input, validation));
+            TrainingResult result = Train(host, channel, model, training, input, validation);
+            model.Precision = Options.ScoringPrecision;
+            return (model, result);
         }
         catch
         {

@@ -31,6 +31,8 @@ internal interface IClassificationModel : IDisposable
 
     long Skipped { get; }
 
+    Precision Precision { get; set; }
+
     DataViewSchema OutputSchema(DataViewSchema input);
 
     IDataView Transform(IDataView input);
@@ -84,6 +86,12 @@ internal sealed class ClassificationModel<TRow> : IClassificationModel
     public IReadOnlyList<string> Inputs => Encoder.Columns.Names;
 
     public long Skipped => Classifier.Skipped;
+
+    public Precision Precision
+    {
+        get => Network.Precision;
+        set => Network.Precision = PrecisionCheck.Known(value);
+    }
 
     public DataViewSchema OutputSchema(DataViewSchema input) => ScoredSchema.Make(input, _scorer.OutputColumns(input));
 

@@ -43,6 +43,9 @@ public abstract class ClassificationOptions
     /// <summary>How the model is trained. A seed of the MLContext takes the place of its seed.</summary>
     public TrainingOptions Training = new();
 
+    /// <summary>In what numbers the trained transformer scores, see <see cref="ClassificationTransformer.ScoringPrecision"/>; no part of its model zip.</summary>
+    public Precision ScoringPrecision;
+
     internal ClassifierColumns Outputs => new(ScoreColumnName, PredictedLabelColumnName, ProbabilityColumnName);
 
     /// <summary>Checks what is the task's own.</summary>
@@ -67,6 +70,7 @@ public abstract class ClassificationOptions
             throw new ArgumentException($"The output columns have the names '{string.Join("', '", outputs)}'; each needs a name of its own.", nameof(ScoreColumnName));
         if (Training is null) throw new ArgumentException("Training is null; give new TrainingOptions().", nameof(Training));
         if (!Enum.IsDefined(Pooling)) throw new ArgumentException($"Pooling is {Pooling}; allowed are {string.Join(", ", Enum.GetNames<Pooling>())}.", nameof(Pooling));
+        PrecisionCheck.Known(ScoringPrecision, nameof(ScoringPrecision));
         if (Method is null) throw new ArgumentException("Method is null; give a method, e.g. new LoraOptions().", nameof(Method));
         ValidateInput();
         if (BackboneFolder is not null && !Directory.Exists(BackboneFolder))

@@ -11,7 +11,7 @@ namespace Microsoft.ML.Peft.Tasks;
 /// probability a class, they sum to 1). Boolean labels: adds <c>PredictedLabel</c>, <c>Score</c> (log-odds) and
 /// <c>Probability</c>. <see cref="Transform"/> is lazy and scores in batches; scoring is thread-safe.
 /// </summary>
-public abstract class ClassificationTransformer : ITransformer, IDisposable
+public abstract class ClassificationTransformer : ITransformer, IScoresInPrecision, IDisposable
 {
     private readonly IClassificationModel _model;
 
@@ -52,6 +52,17 @@ public abstract class ClassificationTransformer : ITransformer, IDisposable
 
     /// <summary>Figures of the training run; null for a model that was loaded.</summary>
     public Training.TrainingResult? Training { get; internal init; }
+
+    /// <summary>
+    /// In what numbers rows are scored; it may be changed at any time, and holds for rows scored from then on. It belongs to the
+    /// transformer and not to the model zip: a loaded model scores in <see cref="Precision.Float32"/> until told otherwise.
+    /// </summary>
+    /// <exception cref="ArgumentOutOfRangeException">No such precision.</exception>
+    public Precision ScoringPrecision
+    {
+        get => _model.Precision;
+        set => _model.Precision = value;
+    }
 
     private protected long Skipped => _model.Skipped;
 

@@ -22,7 +22,7 @@ namespace Microsoft.ML.Peft.Tasks;
 /// Several text classifiers that were trained on one backbone, in one transformer: a text column names the adapter of each row.
 /// The backbone is in memory, and in the model zip, once. Rows of all adapters share a batch. Scoring is lazy and thread-safe.
 /// </summary>
-public sealed class TextAdapterTransformer : ITransformer, IDisposable
+public sealed class TextAdapterTransformer : ITransformer, IScoresInPrecision, IDisposable
 {
     internal const string UserName = "PEFT text classification, an adapter a row", LoaderSignature = "PeftTextAdapters";
     private const string Signature = "PEFTTXAD";
@@ -45,6 +45,14 @@ public sealed class TextAdapterTransformer : ITransformer, IDisposable
 
     /// <summary>Name of the column that names each row's adapter.</summary>
     public string AdapterColumn { get; }
+
+    /// <summary>In what numbers rows are scored, as <see cref="ClassificationTransformer.ScoringPrecision"/> tells.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">No such precision.</exception>
+    public Precision ScoringPrecision
+    {
+        get => _classifier.Adapters.Precision;
+        set => _classifier.Adapters.Precision = PrecisionCheck.Known(value);
+    }
 
     /// <summary>Names of the adapters and compositions.</summary>
     public IReadOnlyList<string> Adapters => _classifier.Adapters.Names;
