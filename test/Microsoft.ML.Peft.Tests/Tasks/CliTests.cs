@@ -64,6 +64,11 @@ public sealed class CliTests : CliRuns
         Assert.AreEqual(0, code, error);
         CheckPredictions(output.TrimEnd('\n').Split('\n'), rows, expected);
 
+        Succeeds(["predict", model, "--data", test, "--out", At("narrow.tsv"), "--scores", "--precision", "bfloat16"]);
+        Assert.HasCount(rows.Length + 1, File.ReadAllLines(At("narrow.tsv")));
+        if (NativeKernels.HasBFloat16) Assert.AreNotEqual(File.ReadAllText(At("predictions.tsv")), File.ReadAllText(At("narrow.tsv")));
+        Fails(2, ["evaluate", model, "--data", test, "--precision", "float8"], "float8");
+
         (code, output, error) = Peft(["inspect", model]);
         Assert.AreEqual(0, code, error);
         foreach (string part in (string[])["text classification", "lora", "\"rank\":4", "Text", "3: praise, blame, wonder", "bert, 2 layers, hidden 32", "32 tokens"])
