@@ -125,7 +125,7 @@ internal static class Ops
     internal static readonly Op norm_Scalar = new("norm", "Scalar"), norm_ScalarOpt_dim = new("norm", "ScalarOpt_dim"), normal_ = new("normal_"), normal_Tensor_Tensor = new("normal", "Tensor_Tensor");
     internal static readonly Op not_equal_Tensor = new("not_equal", "Tensor"), not_equal__Tensor = new("not_equal_", "Tensor"), one_hot = new("one_hot"), ones = new("ones");
     internal static readonly Op ones_like = new("ones_like"), orgqr = new("orgqr"), ormqr = new("ormqr"), outer = new("outer");
-    internal static readonly Op pad = new("pad"), permute = new("permute"), poisson = new("poisson"), polar = new("polar");
+    internal static readonly Op pad = new("pad"), permute = new("permute"), pin_memory = new("pin_memory"), poisson = new("poisson"), polar = new("polar");
     internal static readonly Op polygamma_ = new("polygamma_"), positive = new("positive"), pow_Tensor_Scalar = new("pow", "Tensor_Scalar"), pow_Tensor_Tensor = new("pow", "Tensor_Tensor");
     internal static readonly Op pow__Scalar = new("pow_", "Scalar"), pow__Tensor = new("pow_", "Tensor"), prelu = new("prelu"), prod = new("prod");
     internal static readonly Op prod_dim_int = new("prod", "dim_int"), quantile = new("quantile"), rad2deg = new("rad2deg"), rand = new("rand");

@@ -32,6 +32,7 @@ public static partial class torch
         public Tensor narrow(long dim, long start, long length) => Ops.narrow.Call(this, dim, start, length);
         public Tensor permute(IEnumerable<long> permutation) => Ops.permute.Call(this, permutation.ToArray());
         public Tensor permute(params long[] permutation) => Ops.permute.Call(this, permutation);
+        public Tensor pin_memory() => Ops.pin_memory.Call(this);
         public Tensor ravel() => Ops.ravel.Call(this);
         public Tensor repeat(params long[] sizes) => Ops.repeat.Call(this, sizes);
         public Tensor repeat_interleave(long repeats, long? dim = null, long? output_size = null) => Ops.repeat_interleave_self_int.Call(this, repeats, dim, output_size);

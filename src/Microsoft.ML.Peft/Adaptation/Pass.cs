@@ -223,6 +223,9 @@ public sealed class Pass
     /// <summary>Drops entries in libtorch's place: recorded masks, in tests.</summary>
     internal Func<Tensor, double, Tensor>? DropWith { get; init; }
 
+    /// <summary>True where recorded masks are dropped by.</summary>
+    internal bool DropsByHand => Training && DropWith is not null;
+
     /// <summary>Starts a segment of the network: its random numbers depend on the seed and the segment alone.</summary>
     /// <param name="segment">0 for the embeddings, layer + 1 for a layer, and on.</param>
     public void BeginSegment(int segment)

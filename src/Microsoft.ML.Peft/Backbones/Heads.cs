@@ -30,6 +30,7 @@ internal static class Heads
     public static Tensor Attend(AttentionInput a, double scale, double dropout, Pass pass)
     {
         if (FusedAttention.Fits(a, dropout, pass)) return FusedAttention.Apply(a, scale, dropout, pass);
+        if (DeviceAttention.Fits(a, pass)) return DeviceAttention.Apply(a, scale, dropout, pass);
         long[] shape = a.Query.shape;                                                    // [batch, heads, tokens, head width]
         long keys = a.Key.shape[2], slices = shape[0] * a.Key.shape[1], width = shape[3];
         // Heads of queries that share a head of keys lie one after the other: one product serves them all.

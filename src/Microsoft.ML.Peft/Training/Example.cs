@@ -70,7 +70,7 @@ public sealed class MiniBatch
     // Tensors belong to the dispose scope of the thread that runs the step, so they are made here and not by the queue.
     internal static TokenBatch ToTokens(BatchArrays arrays, Device device)
     {
-        Tensor On(Tensor made) => device.type == TorchSharp.DeviceType.CPU ? made : made.to(device);
+        Tensor On(Tensor made) => Placed(made, device);
         if (arrays.Rows[0].Input is not null)
         {
             Tensor values = On(tensor(arrays.Values, arrays.Shape));
@@ -84,5 +84,13 @@ public sealed class MiniBatch
             Make(arrays.Ids), Make(arrays.Mask), arrays.TypeIds is { } types ? Make(types) : null, Padded: arrays.Padded);
     }
 
-    private Tensor Place(Tensor made) => _device.type == TorchSharp.DeviceType.CPU ? made : made.to(_device);
+    private Tensor Place(Tensor made) => Placed(made, _device);
+
+    // From memory that the device reads by itself, so that the copy runs beside what is queued there already.
+    private static Tensor Placed(Tensor made, Device device) => device.type switch
+    {
+        TorchSharp.DeviceType.CPU => made,
+        TorchSharp.DeviceType.CUDA => made.pin_memory().to(device, non_blocking: true),
+        _ => made.to(device),
+    };
 }
