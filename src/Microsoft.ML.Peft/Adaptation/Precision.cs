@@ -9,7 +9,8 @@ public enum Precision
     Float32,
     /// <summary>
     /// Both factors are rounded to bfloat16 and summed in float32: twice as fast on processors that have the instruction, with some
-    /// three significant digits of each factor. Others, and what the native kernels do not take, stay in float32.
+    /// three significant digits of each factor. Others, and what the native kernels do not take, stay in float32. On a GPU the
+    /// result is rounded as well, and a second copy of the weights is kept.
     /// </summary>
     BFloat16,
 }

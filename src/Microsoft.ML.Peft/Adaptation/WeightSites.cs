@@ -112,8 +112,20 @@ public sealed class Projection : WeightSite
     /// <summary>The weight packed for <c>dy W</c>.</summary>
     internal PackedWeight PackedBackward(Precision precision = Precision.Float32) => _packed.Backward(Dense, precision);
 
-    /// <summary>Frees packed copies; a later use makes them anew.</summary>
-    internal void Unpack() => _packed.Dispose();
+    private readonly RoundedWeight _rounded = new();
+
+    /// <summary>True where a copy of the weight may be kept in bfloat16 for products on a GPU.</summary>
+    internal bool Rounds => Quantised is null && TiedTo is null && Role != SiteRole.LanguageHead && Dense.dtype == ScalarType.Float32 && !Dense.requires_grad;
+
+    /// <summary>The weight in bfloat16.</summary>
+    internal Tensor Rounded() => _rounded.Of(Dense);
+
+    /// <summary>Frees packed and rounded copies; a later use makes them anew.</summary>
+    internal void Unpack()
+    {
+        _packed.Dispose();
+        _rounded.Dispose();
+    }
 
     /// <summary>Applies the map with a patch.</summary>
     /// <param name="x">Input <c>[..., in]</c>.</param>
@@ -141,6 +153,7 @@ public sealed class Projection : WeightSite
     private Tensor Product(Tensor x, Tensor? bias, Follow follow, Pass pass)
     {
         if (FrozenLinear.Fits(this, x, bias)) return FrozenLinear.Apply(x, this, bias, null, follow, pass);
+        if (DeviceProduct.Fits(this, x, pass)) return follow.Apply(DeviceProduct.Apply(x, Rounded(), bias), pass);
         return follow.Apply(Quantised is { } few ? few.Product(x, bias) : Products.Linear(x, Weight, bias), pass);
     }
 

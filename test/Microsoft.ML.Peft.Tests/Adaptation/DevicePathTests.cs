@@ -8,9 +8,9 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tests;
 
-/// <summary>The operator that devices run attention by, on the CPU, against products and a softmax.</summary>
+/// <summary>What GPUs run instead, on the CPU: attention by one operator, products in bfloat16.</summary>
 [TestClass]
-public sealed class DeviceAttentionTests
+public sealed class DevicePathTests
 {
     private const double Tolerance = 2e-5;
 
@@ -44,10 +44,35 @@ public sealed class DeviceAttentionTests
     }
 
     [TestMethod]
-    public void IsForDevicesAlone()
+    public void ProductsRoundBothFactorsAndTheResult()
+    {
+        using var scope = NewDisposeScope();
+        Tensor Numbers(string name, params long[] shape) => new Draws(6, name).Normal(1, shape);
+        Tensor x = Numbers("x", 2, 7, 33).requires_grad_(), weight = Numbers("w", 20, 33), bias = Numbers("b", 20).requires_grad_();
+        using var kept = new RoundedWeight();
+        Tensor rounded = kept.Of(weight);
+        Assert.AreSame(rounded, kept.Of(weight));
+        Assert.AreEqual(ScalarType.BFloat16, rounded.dtype);
+        Tensor y = DeviceProduct.Apply(x, rounded, bias), weights = Numbers("g", y.shape);
+        Assert.AreEqual(ScalarType.Float32, y.dtype);
+        Tensor Round(Tensor t) => t.detach().to_type(ScalarType.BFloat16).to_type(ScalarType.Float32);
+        Tensor expected = nn.functional.linear(Round(x), Round(weight), null) + bias;
+        Assert.IsLessThan(0.01 * expected.abs().max().item<float>(), Deviations.Distance(expected, y));
+        (y * weights).sum().backward();
+        Tensor slope = Round(weights).reshape(-1, 20).mm(Round(weight)).view(x.shape);
+        Assert.IsLessThan(0.01 * slope.abs().max().item<float>(), Deviations.Distance(slope, x.grad!));
+        Assert.IsLessThan(1e-4, Deviations.Distance(weights.reshape(-1, 20).sum(0L), bias.grad!));
+    }
+
+    [TestMethod]
+    public void AreForDevicesAlone()
     {
         using var scope = NewDisposeScope();
         Tensor x = zeros(1, 1, 2, 4);
-        Assert.IsFalse(DeviceAttention.Fits(new AttentionInput(x, x, x, null), new Pass(PatchTable.Empty)));
+        var pass = new Pass(PatchTable.Empty) { Precision = Precision.BFloat16 };
+        Assert.IsFalse(DeviceAttention.Fits(new AttentionInput(x, x, x, null), pass));
+        var site = new Projection("p", SiteRole.Query, 0, zeros(4, 4), null);
+        Assert.IsTrue(site.Rounds);
+        Assert.IsFalse(DeviceProduct.Fits(site, x, pass));
     }
 }
