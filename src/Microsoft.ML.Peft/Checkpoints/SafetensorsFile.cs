@@ -56,9 +56,10 @@ public sealed partial class SafetensorsFile : IDisposable
                 ? $"'{path}' is a folder; a safetensors file is expected." : $"There is no file '{path}'.", path);
         }
 
-        if (file.Length < SafetensorsHeader.PrefixLength)
-            throw TooShort(path, file.Length);
-        return Open(ByteStore.Map(path, file.Length), path);
+        long length = LinkedFile.Length(file);
+        if (length < SafetensorsHeader.PrefixLength)
+            throw TooShort(path, length);
+        return Open(ByteStore.Map(path, length), path);
     }
 
     /// <summary>Reads a file that lies in memory; nothing is copied, and the memory must not change while it is open.</summary>

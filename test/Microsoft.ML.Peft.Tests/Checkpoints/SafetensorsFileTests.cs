@@ -41,6 +41,31 @@ public sealed class SafetensorsFileTests
     }
 
     [TestMethod]
+    public void LinksAreFollowed()
+    {
+        // Caches of downloaded checkpoints are folders of links.
+        DirectoryInfo folder = Directory.CreateTempSubdirectory();
+        try
+        {
+            string blob = Path.Combine(folder.FullName, "blob"), link = Path.Combine(folder.FullName, "model.safetensors"), second = Path.Combine(folder.FullName, "second");
+            TinyCheckpoint.Shard2().Save(blob);
+            File.CreateSymbolicLink(link, "blob");
+            File.CreateSymbolicLink(second, "model.safetensors");
+            using SafetensorsFile straight = SafetensorsFile.Open(blob);
+            foreach (string path in new[] { link, second })
+            {
+                using SafetensorsFile linked = SafetensorsFile.Open(path);
+                Assert.AreEqual(straight.Length, linked.Length);
+                foreach (string name in straight.Names) CollectionAssert.AreEqual(straight.Bytes(name).ToArray(), linked.Bytes(name).ToArray());
+            }
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
+    [TestMethod]
     public void MapMemoryAndStreamAgree()
     {
         byte[] bytes = TinyCheckpoint.Shard2().ToBytes();

@@ -1,5 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Peft.Checkpoints;
+
 namespace Microsoft.ML.Peft.Data;
 
 /// <summary>
@@ -36,8 +38,9 @@ public sealed class AudioReader
         var file = new FileInfo(path);
         if (!file.Exists)
             throw new FileNotFoundException(Directory.Exists(path) ? $"'{path}' is a folder; a sound file is expected." : $"There is no file '{path}'.", path);
-        if (file.Length > MostBytes)
-            throw new AudioFormatException($"{path} has {file.Length} bytes; at most {MostBytes} are read. Cut it, or raise MostSamples.");
+        long length = LinkedFile.Length(file);
+        if (length > MostBytes)
+            throw new AudioFormatException($"{path} has {length} bytes; at most {MostBytes} are read. Cut it, or raise MostSamples.");
         return Read(File.ReadAllBytes(path), path);
     }
 

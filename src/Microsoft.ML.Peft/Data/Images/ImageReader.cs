@@ -2,6 +2,7 @@
 
 using System.Runtime.InteropServices;
 using Microsoft.ML.Data;
+using Microsoft.ML.Peft.Checkpoints;
 
 namespace Microsoft.ML.Peft.Data;
 
@@ -88,7 +89,7 @@ public static class ImageReader
         ArgumentNullException.ThrowIfNull(path);
         try
         {
-            limits.CheckBytes(new FileInfo(path).Length, path);
+            limits.CheckBytes(LinkedFile.Length(new FileInfo(path)), path);
             return File.ReadAllBytes(path);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException or NotSupportedException)

@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Security.Cryptography;
+using Microsoft.ML.Peft.Checkpoints;
 using Microsoft.ML.Peft.Training;
 
 namespace Microsoft.ML.Peft.Tasks;
@@ -87,7 +88,8 @@ internal sealed class MediaInput<T>(MediaEncoder<T> encoder, MediaRow<T> row) : 
         if (path.Length == 0) throw new FormatException("the path is empty.");
         var file = new FileInfo(path);
         if (!file.Exists) throw new FileNotFoundException(Directory.Exists(path) ? $"'{path}' is a folder." : $"there is no file '{path}'.");
-        if (file.Length > MediaRoom.LargestFile) throw new FormatException($"'{path}' has {file.Length} bytes; at most {MediaRoom.LargestFile} are read.");
+        long length = LinkedFile.Length(file);
+        if (length > MediaRoom.LargestFile) throw new FormatException($"'{path}' has {length} bytes; at most {MediaRoom.LargestFile} are read.");
         return File.ReadAllBytes(path);
     }
 
