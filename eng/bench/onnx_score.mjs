@@ -1,34 +1,60 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
-// The third side of the scoring figure: ONNX Runtime over the same rows and batches. Needs the npm package
-// onnxruntime-node (npm install onnxruntime-node --ignore-scripts) and the file that "pytorch_loop.py onnx FOLDER" wrote.
-//   node eng/bench/onnx_score.mjs FOLDER THREADS [PAD] [STEPS]
+// The third side of the benchmark: ONNX Runtime over the same rows and batches, on the file that the library exports or on its
+// quantised form. Needs the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts) in $ONNXRUNTIME_NODE.
+//   node eng/bench/onnx_score.mjs score|latency|first FOLDER FILE THREADS
 import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-const [folder, threads, pad = '0', steps = '1e9'] = process.argv.slice(2);
+const [mode, folder, file, threads] = process.argv.slice(2);
 const require = createRequire(join(process.env.ONNXRUNTIME_NODE ?? process.cwd(), 'package.json'));
 const runtime = require('onnxruntime-node');
+const CALLS = 300, CALLS_BEFORE = 30, WARMUP = 3;
 const numbers = name => readFileSync(join(folder, name), 'utf8').trim().split('\n').map(line => line.split(' ').map(Number));
 
-const rows = numbers('score.rows').map(row => row.slice(1));
-const batches = numbers('score.batches').slice(0, Number(steps));
-const session = await runtime.InferenceSession.create(join(folder, 'model.onnx'), { intraOpNumThreads: Number(threads), interOpNumThreads: 1 });
+const rows = numbers('score.rows').map(row => row.slice(1)), batches = numbers('score.batches');
+const pad = BigInt(JSON.parse(readFileSync(join(folder, 'backbone', 'config.json'), 'utf8')).pad_token_id);
+const session = await runtime.InferenceSession.create(join(folder, file), { intraOpNumThreads: Number(threads), interOpNumThreads: 1 });
 
 function collate(batch) {
     const longest = Math.max(...batch.map(r => rows[r].length)), shape = [batch.length, longest];
-    const ids = new BigInt64Array(batch.length * longest).fill(BigInt(pad)), mask = new BigInt64Array(ids.length);
+    const ids = new BigInt64Array(batch.length * longest).fill(pad), mask = new BigInt64Array(ids.length);
     batch.forEach((r, i) => rows[r].forEach((id, j) => { ids[i * longest + j] = BigInt(id); mask[i * longest + j] = 1n; }));
-    return { ids: new runtime.Tensor('int64', ids, shape), mask: new runtime.Tensor('int64', mask, shape) };
+    const inputs = { input_ids: ids, attention_mask: mask, token_type_ids: new BigInt64Array(ids.length) };
+    return Object.fromEntries(session.inputNames.map(name => [name, new runtime.Tensor('int64', inputs[name], shape)]));
 }
 
-for (const batch of batches.slice(0, 3)) await session.run(collate(batch));
-const began = performance.now(), scores = [];
-let tokens = 0;
-for (const batch of batches) {
-    const result = await session.run(collate(batch));
-    scores.push(...result.scores.data);
-    tokens += batch.reduce((sum, r) => sum + rows[r].length, 0);
+async function score() {
+    for (let i = 0; i < WARMUP; i++) await session.run(collate(batches[Math.floor(i * (batches.length - 1) / (WARMUP - 1))]), ['logits']);
+    const began = performance.now(), before = process.cpuUsage(), scores = [];
+    let tokens = 0;
+    for (const batch of batches) {
+        const result = await session.run(collate(batch), ['logits']);
+        scores.push(...result.logits.data);
+        tokens += batch.reduce((sum, r) => sum + rows[r].length, 0);
+    }
+    const cpu = process.cpuUsage(before);
+    return { tokens, seconds: (performance.now() - began) / 1000, cpuSeconds: (cpu.user + cpu.system) / 1e6, scores };
 }
-const seconds = (performance.now() - began) / 1000;
-console.log(JSON.stringify({ tokens, seconds, tokensPerSecond: tokens / seconds, scores }));
+
+async function latency() {
+    const milliseconds = [], scores = [], all = [...rows.keys()].slice(0, CALLS);
+    for (const r of all.slice(0, CALLS_BEFORE)) await session.run(collate([r]), ['probabilities']);
+    for (const r of all) {
+        const began = performance.now();
+        const result = await session.run(collate([r]), ['probabilities']);
+        const shares = Array.from(result.probabilities.data);
+        milliseconds.push(performance.now() - began);
+        scores.push(...shares);
+    }
+    return { milliseconds, scores };
+}
+
+async function first() {
+    const result = await session.run(collate([0]), ['logits']);
+    return { scores: Array.from(result.logits.data) };
+}
+
+const report = await { score, latency, first }[mode]();
+const peak = readFileSync('/proc/self/status', 'utf8').match(/VmHWM:\s*(\d+)/);
+console.log(JSON.stringify({ ...report, peakMemoryMiB: peak ? Number(peak[1]) / 1024 : 0 }));

@@ -5,9 +5,11 @@ The network is written out as transformers' BertForSequenceClassification comput
 always added), LoRA as peft computes it (unmerged, dropout on its input). No package but torch is needed. Rows, batches
 and initial values come from the files that the benchmark program wrote; one line of JSON goes to standard output.
 
-    pytorch_loop.py train|score|first|profile|onnx FOLDER --backbone DIR --threads N [--steps N] [--warmup N] [--rate R]
+    pytorch_loop.py train|score|latency|first|profile FOLDER --threads N [--autocast] [--dropout on|off] [--steps N] [--warmup N] [--rate R]
 """
 import argparse
+import contextlib
+import ctypes
 import json
 import math
 import mmap
@@ -20,6 +22,7 @@ import torch
 from torch import nn
 
 RANK, ALPHA, LORA_DROPOUT = 8, 16, 0.05
+CALLS, CALLS_BEFORE = 300, 30
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -157,12 +160,12 @@ class Classifier(nn.Module):
         return self.classifier(self.dropout(torch.tanh(self.pooler["dense"](x[:, 0]))))
 
 
-def load_model(folder, backbone):
+def load_model(folder, backbone, values):
     with open(os.path.join(backbone, "config.json")) as file:
         config = json.load(file)
     # Fresh values would be drawn only to be written over.
     nn.init.kaiming_uniform_ = nn.init.uniform_ = nn.init.normal_ = lambda tensor, *_, **__: tensor
-    init = {name.removeprefix("bert."): tensor for name, tensor in read_safetensors(os.path.join(folder, "init.safetensors")).items()}
+    init = {name.removeprefix("bert."): tensor for name, tensor in read_safetensors(os.path.join(folder, values)).items()}
     model = Classifier(config, init["classifier.bias"].shape[0])
     frozen = {name.removeprefix("bert."): tensor for name, tensor in read_safetensors(os.path.join(backbone, "model.safetensors")).items()}
     missing, _ = model.load_state_dict({**frozen, **init}, strict=False)
@@ -173,6 +176,10 @@ def load_model(folder, backbone):
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
+
+def autocast(arguments):
+    return torch.autocast("cpu", torch.bfloat16) if arguments.autocast else contextlib.nullcontext()
+
 
 def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
     """The usual loop; seconds and tokens count from the end of the warm-up steps."""
@@ -188,7 +195,8 @@ def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
         if step == arguments.warmup:
             tokens, began, cpu = 0, time.perf_counter(), time.process_time()
         ids, mask, labels = collate([rows[r] for r in batch], pad)
-        loss = loss_function(model(ids, mask), labels)
+        with autocast(arguments):
+            loss = loss_function(model(ids, mask), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -200,13 +208,13 @@ def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
     return {"losses": losses, "tokens": tokens, "seconds": time.perf_counter() - began, "cpuSeconds": time.process_time() - cpu}
 
 
-def score(model, pad, rows, batches, warmup):
-    """Scores of all batches; the first ones are scored twice, to warm up."""
+def score(model, pad, rows, batches, warmup, arguments):
+    """Scores of all batches; some, from the shortest to the longest, are scored before, to warm up."""
     model.eval()
     scores, tokens = [], 0
-    with torch.inference_mode():
-        for batch in batches[:warmup]:
-            ids, mask, _ = collate([rows[r] for r in batch], pad)
+    with torch.inference_mode(), autocast(arguments):
+        for i in range(warmup):
+            ids, mask, _ = collate([rows[r] for r in batches[i * (len(batches) - 1) // max(1, warmup - 1)]], pad)
             model(ids, mask)
         began, cpu = time.perf_counter(), time.process_time()
         for batch in batches:
@@ -217,13 +225,18 @@ def score(model, pad, rows, batches, warmup):
     return {"scores": scores, "tokens": tokens, "seconds": seconds, "cpuSeconds": cpu}
 
 
-def export(model, pad, rows, batches, path):
-    """The same network as an ONNX file, for ONNX Runtime; rows and tokens stay free."""
+def latency(model, pad, rows, arguments):
+    """One row at a time: milliseconds and probabilities."""
     model.eval()
-    ids, mask, _ = collate([rows[r] for r in batches[0]], pad)
-    free = {0: "rows", 1: "tokens"}
-    torch.onnx.export(model, (ids, mask), path, input_names=["ids", "mask"], output_names=["scores"],
-                      dynamic_axes={"ids": free, "mask": free, "scores": {0: "rows"}}, opset_version=14)
+    scores, milliseconds = [], []
+    with torch.inference_mode(), autocast(arguments):
+        for row in rows[:CALLS_BEFORE] + rows[:CALLS]:
+            began = time.perf_counter()
+            ids, mask, _ = collate([row], pad)
+            shares = model(ids, mask).float().softmax(-1)[0].tolist()
+            milliseconds.append(1000 * (time.perf_counter() - began))
+            scores.extend(shares)
+    return {"scores": scores[CALLS_BEFORE * len(shares):], "milliseconds": milliseconds[CALLS_BEFORE:]}
 
 
 def peak_memory_mib():
@@ -238,31 +251,45 @@ def loaded(*names):
     return next((path for name in names for path in paths if os.path.basename(path).startswith(name)), "")
 
 
+def blas():
+    """The BLAS that is loaded: the name of its folder, which says the variant on Debian, its file, and what it takes the processor for."""
+    path = loaded("libopenblas", "libblas", "libmkl")
+    if not path:
+        return "libtorch's own"
+    name = os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path))
+    with contextlib.suppress(OSError, AttributeError):
+        core = ctypes.CDLL(path).openblas_get_corename
+        core.restype = ctypes.c_char_p
+        return f"{name} ({core().decode()})"
+    return name
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["train", "score", "first", "profile", "onnx"])
+    parser.add_argument("mode", choices=["train", "score", "latency", "first", "profile"])
     parser.add_argument("folder")
-    parser.add_argument("--backbone", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument("--dropout", default="on")
     parser.add_argument("--steps", type=int, default=1 << 30)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--rate", type=float, default=5e-4)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
-    model, pad = load_model(arguments.folder, arguments.backbone)
     kind = "train" if arguments.mode in ("train", "profile") else "score"
+    backbone = os.path.join(arguments.folder, "backbone" + ("" if arguments.dropout == "on" else "-without-dropout"))
+    model, pad = load_model(arguments.folder, backbone, "init.safetensors" if kind == "train" else "trained.safetensors")
     rows = read_rows(os.path.join(arguments.folder, kind + ".rows"))
     batches = read_batches(os.path.join(arguments.folder, kind + ".batches"))[:arguments.steps]
     if arguments.mode == "train":
         result = train(model, pad, rows, batches, arguments)
     elif arguments.mode == "score":
-        result = score(model, pad, rows, batches, arguments.warmup)
-    elif arguments.mode == "onnx":
-        result = {}
-        export(model, pad, rows, batches, os.path.join(arguments.folder, "model.onnx"))
+        result = score(model, pad, rows, batches, arguments.warmup, arguments)
+    elif arguments.mode == "latency":
+        result = latency(model, pad, rows, arguments)
     elif arguments.mode == "first":
-        result = score(model, pad, rows, [[0]], 0)
+        result = score(model, pad, rows, [[0]], 0, arguments)
     else:
         train(model, pad, rows, batches[:3], arguments)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -270,8 +297,7 @@ def main():
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), file=sys.stderr)
         result = {}
     result["peakMemoryMiB"] = peak_memory_mib()
-    blas = loaded("libopenblas", "libblas", "libmkl")
-    result["blas"] = os.path.join(os.path.basename(os.path.dirname(blas)), os.path.basename(blas)) if blas else "libtorch's own"
+    result["blas"] = blas()
     result["library"] = loaded("libtorch_cpu")
     result["torch"] = torch.__version__
     print(json.dumps(result), flush=True)

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
-# Trains and scores MiniLM-L6 by LoRA, once by this library and once by a plain PyTorch loop in Python on the same
-# libtorch, the same rows, batches and threads, in turns; prints the ratios and writes eng/bench/RESULTS.md.
-#   ./eng/bench/run.sh [--rounds 3] [--steps 40] [--score-steps ALL] [--threads CORES] [--out FILE]
-# Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node to have ONNX Runtime score beside both.
+# Measures this library beside a plain PyTorch loop in Python and ONNX Runtime: training, scoring, one sentence at a time, start,
+# memory, growth, and how near the products come to the machine's peak; prints the ratios and writes eng/bench/RESULTS.md.
+#   ./eng/bench/run.sh [--rounds 5] [--threads CORES] [--only SECTIONS] [--without SECTIONS] [--precisions ALL] [--out FILE]
+#                      [--steps 25] [--base-steps 6] [--loss-steps 30] [--keep-environment]
+#   sections: minilm, base (BERT-base's geometry), latency, start; words between commas
+# Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts).
 #   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
 #   ./eng/bench/run.sh --images         images read and resized a second, beside Pillow in Python; writes RESULTS.images.md
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
@@ -27,6 +29,10 @@ if [ "${1:-}" = --images ]; then
     exec "$bench" images "$folder/images" "$python" eng/bench/pillow_loop.py "${@:2}"
 fi
 
+# A shell may tell OpenBLAS to take the processor for an older one, which makes PyTorch's products slower and ours not: fair is
+# what the library chooses by itself. --keep-environment leaves it.
+if [ "${1:-}" = --keep-environment ]; then shift; else unset OPENBLAS_CORETYPE; fi
+
 # ---- rows: sst2 sentences where shared material lies beside the checkout, else WordNet's definitions ----
 shared=${PEFT_SHARED:-../shared}
 if [ -e "$shared/data/sst2/train.tsv.gz" ] && [ -e "$shared/weights/all-minilm-l6-v2/model.safetensors" ]; then
@@ -34,7 +40,7 @@ if [ -e "$shared/data/sst2/train.tsv.gz" ] && [ -e "$shared/weights/all-minilm-l
 else
     mkdir -p "$folder"
     awk -v train="$folder/train.tsv" -v test="$folder/test.tsv" -f eng/demo-data.awk /usr/share/wordnet/data.noun
-    material=("WordNet definitions" "$folder/train.tsv" "$folder/test.tsv")
+    material=("WordNet's definitions" "$folder/train.tsv" "$folder/test.tsv")
 fi
 "$bench" prepare "$folder" "${material[@]}"
 
@@ -52,4 +58,4 @@ done
 
 # Both sides use the OpenBLAS with OpenMP threads: ours loads it itself, Python is told by the loader's path.
 openblas=$(compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0" | head -1 || true)
-exec "$bench" compare "$folder" "$python" eng/bench/pytorch_loop.py "${openblas:+$(dirname "$openblas")}" "$@"
+exec "$bench" compare "$folder" "$python" "${openblas:+$(dirname "$openblas")}" eng/bench "$@"

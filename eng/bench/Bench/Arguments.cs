@@ -17,6 +17,9 @@ internal sealed class Arguments
 
     public string Text(string name, string otherwise) => _values.GetValueOrDefault(name, otherwise);
 
+    /// <summary>Words between commas.</summary>
+    public string[] List(string name, string[] otherwise) => _values.TryGetValue(name, out string? text) ? text.Split(',') : otherwise;
+
     public int Int(string name, int otherwise) =>
         _values.TryGetValue(name, out string? text) ? int.Parse(text, CultureInfo.InvariantCulture) : otherwise;
 

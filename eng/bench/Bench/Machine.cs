@@ -1,6 +1,8 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Collections;
 using System.Globalization;
+using System.Runtime.InteropServices;
 
 namespace Microsoft.ML.Peft.Bench;
 
@@ -33,6 +35,20 @@ internal static class Machine
         return string.Join(", ", _sets.Where(flags.Contains));
     }
 
+    /// <summary>The processor's name, as the system gives it.</summary>
+    public static string Processor() => !File.Exists("/proc/cpuinfo") ? RuntimeInformation.ProcessArchitecture.ToString() :
+        File.ReadLines("/proc/cpuinfo").FirstOrDefault(l => l.StartsWith("model name", StringComparison.Ordinal))?.Split(':')[1].Trim() ?? RuntimeInformation.ProcessArchitecture.ToString();
+
+    /// <summary>Environment variables by which the libraries of either side choose their code or their threads.</summary>
+    public static string Variables()
+    {
+        string[] prefixes = ["OPENBLAS_", "OMP_", "KMP_", "GOMP_", "MKL_", "BLIS_", "DNNL_", "ONEDNN_", "ATEN_", "PEFT_NATIVE", "DOTNET_T", "DOTNET_gc", "DOTNET_GC", "MALLOC_", "LD_PRELOAD"];
+        string[] found = [.. Environment.GetEnvironmentVariables().Cast<DictionaryEntry>().Select(e => (Name: (string)e.Key, e.Value))
+            .Where(e => prefixes.Any(p => e.Name.StartsWith(p, StringComparison.Ordinal)) && e.Name != "PEFT_NATIVE_LIBRARY")
+            .Select(e => $"{e.Name}={e.Value}").Order(StringComparer.Ordinal)];
+        return found.Length == 0 ? "none" : string.Join(", ", found);
+    }
+
     public static double PeakMemoryMiB()
     {
         string? line = File.Exists("/proc/self/status") ? File.ReadLines("/proc/self/status").FirstOrDefault(l => l.StartsWith("VmHWM:", StringComparison.Ordinal)) : null;
@@ -43,12 +59,16 @@ internal static class Machine
     public static string Loaded(string name) => !File.Exists("/proc/self/maps") ? "" :
         File.ReadLines("/proc/self/maps").Select(l => l.Split(' ')[^1]).FirstOrDefault(p => Path.GetFileName(p).StartsWith(name, StringComparison.Ordinal)) ?? "";
 
-    /// <summary>Which BLAS is loaded: the name of its folder, which says the variant on Debian, and of its file.</summary>
-    public static string Blas()
+    /// <summary>Which BLAS is loaded: the name of its folder, which says the variant on Debian, of its file, and the kind of processor that it works for.</summary>
+    public static unsafe string Blas()
     {
         string path = Loaded("libopenblas");
         if (path.Length == 0) path = Loaded("libblas");
         if (path.Length == 0) path = Loaded("libmkl");
-        return path.Length == 0 ? "libtorch's own" : $"{Path.GetFileName(Path.GetDirectoryName(path))}/{Path.GetFileName(path)}";
+        if (path.Length == 0) return "libtorch's own";
+        string name = $"{Path.GetFileName(Path.GetDirectoryName(path))}/{Path.GetFileName(path)}";
+        return NativeLibrary.TryLoad(path, out nint library) && NativeLibrary.TryGetExport(library, "openblas_get_corename", out nint core)
+            ? $"{name} ({Marshal.PtrToStringUTF8((nint)((delegate* unmanaged<byte*>)core)())})"
+            : name;
     }
 }

@@ -10,50 +10,41 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Bench;
 
-/// <summary>One measurement of this library, in a process of its own; the same modes as <c>pytorch_loop.py</c>.</summary>
+/// <summary>One measurement of this library, in a process of its own; the same modes as <c>pytorch_loop.py</c>, and those of the model zip.</summary>
 internal static class OurSide
 {
-    /// <summary>What a side reports, as JSON.</summary>
-    internal sealed record Report
-    {
-        public double[] Losses { get; init; } = [];
-        public float[] Scores { get; init; } = [];
-        public long Tokens { get; init; }
-        public double Seconds { get; init; }
-        public double CpuSeconds { get; init; }
-        public double PeakMemoryMiB { get; init; }
-        public string Torch { get; init; } = "";
-        public string Blas { get; init; } = "";
-        public string Library { get; init; } = "";
-
-        public double TokensPerSecond => Tokens / Seconds;
-
-        public double TokensPerCpuSecond => Tokens / CpuSeconds;
-
-        public static JsonSerializerOptions Form { get; } = new(JsonSerializerDefaults.Web);
-    }
+    /// <summary>Calls that are timed one by one, after some that are not.</summary>
+    public const int Calls = 300, CallsBefore = 30;
 
     public static string Run(string mode, string folder, Arguments arguments)
     {
-        bool dropout = arguments.Text("dropout", "on") == "on";
-        using AdaptedModel model = Material.Load(folder, dropout);
+        Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         set_num_threads(arguments.Int("threads", get_num_threads()));
-        model.Precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
-        Material material = Material.Read(folder, mode == "train" ? "train" : "score");
-        int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
-        int warmup = arguments.Int("warmup", 3);
-        Report report = mode switch
-        {
-            "train" => Train(model, material.Rows, batches, warmup, arguments.Number("rate", 5e-4)),
-            "score" => Score(model, material.Rows, batches, warmup),
-            _ => Score(model, material.Rows, [[0]], 0),
-        };
+        Report report = mode.EndsWith("-zip", StringComparison.Ordinal) ? WithZip(mode, folder, precision) : WithModel(mode, folder, precision, arguments);
         return JsonSerializer.Serialize(report with
         {
             PeakMemoryMiB = Machine.PeakMemoryMiB(),
             Blas = Machine.Blas(),
             Library = Machine.Loaded("libtorch_cpu"),
         }, Report.Form);
+    }
+
+    private static Report WithModel(string mode, string folder, Precision precision, Arguments arguments)
+    {
+        bool train = mode == "train";
+        using AdaptedModel model = Material.Load(folder, arguments.Text("dropout", "on") == "on", train ? Material.Init : Material.Trained);
+        model.Precision = precision;
+        Material material = Material.Read(folder, train ? "train" : "score");
+        int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
+        int warmup = arguments.Int("warmup", 3);
+        return mode switch
+        {
+            "train" => Train(model, material.Rows, batches, warmup, arguments.Number("rate", 5e-4)),
+            "score" => Score(model, material.Rows, batches, warmup),
+            "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row)),
+            "first" => Score(model, material.Rows, [[0]], 0),
+            _ => throw new ArgumentException($"There is no mode '{mode}'."),
+        };
     }
 
     /// <summary>The library's own trainer over batches that are given; seconds and tokens count from the end of the warm-up steps.</summary>
@@ -64,7 +55,7 @@ internal static class OurSide
         var options = new TrainingOptions
         {
             MaxSteps = batches.Length,
-            BatchSize = Material.TrainBatch,
+            BatchSize = batches[0].Length,
             LearningRate = rate,
             WeightDecay = 0,
             PadToMultiple = 1,
@@ -98,11 +89,11 @@ internal static class OurSide
         public override IReadOnlyList<int[]> Epoch(int epoch) => batches;
     }
 
-    /// <summary>Scores of all batches; the first ones are scored twice, to warm up.</summary>
+    /// <summary>Scores of all batches; some, from the shortest to the longest, are scored before, to warm up.</summary>
     public static Report Score(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup)
     {
         using var off = no_grad();
-        foreach (int[] batch in batches.Take(warmup)) Score(model, rows, batch);
+        for (int i = 0; i < warmup; i++) Score(model, rows, batches[i * (batches.Length - 1) / Math.Max(1, warmup - 1)]);
         var scores = new List<float>();
         long began = Stopwatch.GetTimestamp();
         TimeSpan cpu = Environment.CpuUsage.TotalTime;
@@ -121,5 +112,43 @@ internal static class OurSide
         using var scope = NewDisposeScope();
         BatchArrays arrays = BatchArrays.Of(Array.ConvertAll(batch, r => rows[r]), model.Backbone.Config, 1);
         return model.Forward(MiniBatch.ToTokens(arrays, CPU), new Pass(model.Patches)).data<float>().ToArray();
+    }
+
+    // What the transformer calls for a row, less ML.NET and the tokenizer.
+    private static float[] Probabilities(AdaptedModel model, Example row) =>
+        LengthBatches.Score(model.Backbone, [row], (tokens, _) => model.Forward(tokens, new Pass(model.Patches)))[0].Probabilities;
+
+    private sealed class Answer
+    {
+        public string PredictedLabel { get; set; } = "";
+
+        public float[] Score { get; set; } = [];
+    }
+
+    private static Report WithZip(string mode, string folder, Precision precision)
+    {
+        var ml = new MLContext();
+        ITransformer loaded = ml.Model.Load(Path.Combine(folder, Preparation.Zip), out _);
+        ((IEnumerable<ITransformer>)loaded).OfType<TextClassificationTransformer>().First().Model.Precision = precision;
+        using PredictionEngine<Sentence, Answer> engine = ml.Model.CreatePredictionEngine<Sentence, Answer>(loaded);
+        IEnumerable<string> texts = File.ReadLines(Path.Combine(folder, Preparation.Texts));
+        float[] Predict(string text) => engine.Predict(new Sentence { Text = text }).Score;
+        return mode == "first-zip" ? new Report { Scores = Predict(texts.First()) } : Latency(texts.Take(Calls), Predict);
+    }
+
+    private static Report Latency<T>(IEnumerable<T> inputs, Func<T, float[]> score)
+    {
+        T[] all = [.. inputs];
+        foreach (T input in all.Take(CallsBefore)) score(input);
+        var scores = new List<float>();
+        double[] milliseconds = Array.ConvertAll(all, input =>
+        {
+            long began = Stopwatch.GetTimestamp();
+            float[] made = score(input);
+            double time = Stopwatch.GetElapsedTime(began).TotalMilliseconds;
+            scores.AddRange(made);
+            return time;
+        });
+        return new Report { Milliseconds = milliseconds, Scores = [.. scores] };
     }
 }

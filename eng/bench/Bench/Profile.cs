@@ -53,7 +53,7 @@ internal static class Profile
 
     public static void Run(string folder, Arguments arguments)
     {
-        using AdaptedModel model = Material.Load(folder, dropout: true);
+        using AdaptedModel model = Material.Load(folder, dropout: true, Material.Trained);
         set_num_threads(arguments.Int("threads", Machine.Cores()));
         int steps = arguments.Int("steps", 20);
         var times = new Times();

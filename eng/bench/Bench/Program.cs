@@ -6,13 +6,13 @@ using Microsoft.ML.Peft.Bench;
 switch (args)
 {
     case ["prepare", string folder, string name, string train, string test, .. string[] rest]:
-        Material.Prepare(folder, name, train, test, rest.FirstOrDefault());
+        Preparation.Run(folder, name, train, test, rest.FirstOrDefault());
         return 0;
-    case ["train" or "score" or "first", string folder, .. string[] rest]:
+    case ["train" or "score" or "latency" or "first" or "latency-zip" or "first-zip", string folder, .. string[] rest]:
         Console.WriteLine(OurSide.Run(args[0], folder, new Arguments(rest)));
         return 0;
     case ["profile", string folder, .. string[] rest]:
-        Profile.Run(folder, new Arguments(rest));
+        Profile.Run(Preparation.Small(folder), new Arguments(rest));
         return 0;
     case ["sites"]:
         Sites.Run();
@@ -22,8 +22,10 @@ switch (args)
         return 0;
     case ["images", string folder, string python, string script, .. string[] rest]:
         return Images.Compare(folder, python, script, new Arguments(rest));
-    case ["compare", string folder, string python, string loop, string libraries, .. string[] rest]:
-        return new Comparison(folder, python, loop, libraries, new Arguments(rest)).Run();
+    case ["compare", string folder, string python, string libraries, string scripts, .. string[] rest]:
+        var arguments = new Arguments(rest);
+        var sides = new Sides(python, libraries, scripts, arguments.Int("threads", Machine.Cores()));
+        return new Comparison(folder, sides, arguments).Run(arguments.Text("out", Path.Combine(scripts, "RESULTS.md")));
     default:
         Console.Error.WriteLine("Run eng/bench/run.sh.");
         return 2;

@@ -1,0 +1,86 @@
+// Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
+
+using System.Diagnostics;
+using System.Globalization;
+
+namespace Microsoft.ML.Peft.Bench;
+
+/// <summary>Runs the sections, all of them once a round, and writes the page of results.</summary>
+internal sealed class Comparison(string folder, Sides sides, Arguments arguments)
+{
+    private static readonly string[] _all = ["minilm", "base", "latency", "start"];
+
+    public int Run(string output)
+    {
+        string before = Machine.LoadAverage();
+        long began = Stopwatch.GetTimestamp();
+        int rounds = arguments.Int("rounds", 5);
+        Section[] sections = [.. Asked().Select(Make)];
+        foreach (Section section in sections) section.Begin();
+        for (int round = 1; round <= rounds; round++)
+        {
+            Console.WriteLine($"round {round} of {rounds}");
+            foreach (Section section in sections) section.Round();
+        }
+        string text = Write(sections, rounds, before, Stopwatch.GetElapsedTime(began).TotalSeconds);
+        Console.WriteLine(text);
+        File.WriteAllText(output, text);
+        return 0;
+    }
+
+    private IEnumerable<string> Asked()
+    {
+        string[] only = arguments.List("only", _all), without = arguments.List("without", []);
+        if (only.Concat(without).FirstOrDefault(s => !_all.Contains(s)) is { } unknown)
+            throw new ArgumentException($"There is no section '{unknown}'; there are {string.Join(", ", _all)}.");
+        return only.Except(without);
+    }
+
+    private Section Make(string name)
+    {
+        string[] precisions = Sides.Precisions(arguments.Text("precisions", ""));
+        string small = Preparation.Small(folder);
+        return name switch
+        {
+            "minilm" => new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), hasGoals: true),
+            "base" => new Throughput("BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), 3, hasGoals: false),
+            "latency" => new Latency(small, sides, precisions),
+            _ => new Start(small, sides),
+        };
+    }
+
+    private string Write(Section[] sections, int rounds, string loadBefore, double seconds) => $"""
+        # Benchmark: this library beside PyTorch in Python and ONNX Runtime
+
+        Written by `./eng/bench/run.sh`; numbers are medians of {rounds} rounds, in which all sides took turns, each measurement in a process of its own.
+        All sides read the same token ids, the same composition of batches and the same values from files, use {sides.Threads} thread(s) and the same
+        environment; PyTorch runs on the same libtorch and BLAS as this library.{(Sides.HasOnnxRuntime ? "" : " ONNX Runtime was not there: set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node.")}
+
+        ## Goals
+
+        | ratio, above 1 in this library's favour | found | goal | |
+        |---|---:|---:|---|
+        {string.Join('\n', sections.SelectMany(s => s.Verdicts).Select(v => v.Row()))}
+
+        {string.Join("\n\n", sections.Select(s => s.Write()))}
+
+        {WriteMachine(sections, loadBefore, seconds)}
+
+        """;
+
+    private string WriteMachine(Section[] sections, string loadBefore, double seconds)
+    {
+        string libraries = sections.Select(s => s.Libraries).FirstOrDefault(l => l is not null) is not { } pair ? "" : $"""
+            PyTorch {pair.Theirs.Torch}; BLAS here {pair.Ours.Blas}, there {pair.Theirs.Blas};
+            libtorch {(pair.Ours.Library.Length > 0 && pair.Ours.Library == pair.Theirs.Library ? "is the same file on both sides" : "is NOT the same file on both sides")}.
+            """;
+        return $"""
+            ## The machine
+
+            Rows: {File.ReadAllText(Path.Combine(folder, "name"))}. {sides.Threads} thread(s) on {Machine.Cores()} cores of {Machine.Processor()}; {Machine.InstructionSets()}.
+            Native kernels: {Adaptation.NativeKernels.Description}. {libraries}
+            Variables that change the speed of libraries, the same for all sides: {Machine.Variables()}.
+            {DateTime.UtcNow.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture)}. Load average (1, 5, 15 minutes) before the run {loadBefore}, after it {Machine.LoadAverage()}; the run took {seconds:0} s.
+            """;
+    }
+}
