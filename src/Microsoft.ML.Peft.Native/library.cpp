@@ -11,6 +11,7 @@
 #define PN_DECLARE(set) namespace set { extern const pn::Kernels kernels; }
 #ifdef PN_X86
 PN_DECLARE(avx512bf16)
+PN_DECLARE(avx512vnni)
 PN_DECLARE(avx512)
 PN_DECLARE(avx2)
 #endif
@@ -34,8 +35,9 @@ int done(int result) {
 int highest_allowed() {
     const char* limit = getenv("PEFT_NATIVE_ISA");
     if (!limit || !*limit) limit = getenv("ONEDNN_MAX_CPU_ISA");
-    if (!limit || !*limit || !strcasecmp(limit, "all") || !strcasecmp(limit, "default")) return 3;
-    if (!strcasecmp(limit, "avx512bf16") || !strcasecmp(limit, "avx512_core_bf16") || !strncasecmp(limit, "avx512_core_amx", 15)) return 3;
+    if (!limit || !*limit || !strcasecmp(limit, "all") || !strcasecmp(limit, "default")) return 4;
+    if (!strcasecmp(limit, "avx512bf16") || !strcasecmp(limit, "avx512_core_bf16") || !strncasecmp(limit, "avx512_core_fp16", 16) || !strncasecmp(limit, "avx512_core_amx", 15) || !strncasecmp(limit, "avx10", 5)) return 4;
+    if (!strcasecmp(limit, "avx512vnni") || !strcasecmp(limit, "avx512_core_vnni")) return 3;
     if (!strncasecmp(limit, "avx512", 6)) return 2;
     return !strncasecmp(limit, "avx2", 4) ? 1 : 0;
 }
@@ -44,7 +46,8 @@ const pn::Kernels& choose() {
 #ifdef PN_X86
     int allowed = highest_allowed();
     if (allowed >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return allowed >= 3 && __builtin_cpu_supports("avx512bf16") ? avx512bf16::kernels : avx512::kernels;
+        return allowed < 3 || !__builtin_cpu_supports("avx512vnni") ? avx512::kernels
+            : allowed < 4 || !__builtin_cpu_supports("avx512bf16") ? avx512vnni::kernels : avx512bf16::kernels;
     if (allowed >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
 #endif
     return baseline::kernels;
@@ -91,14 +94,21 @@ const char* pn_isa(void) { return kernels().name; }
 int pn_abi(void) { return PN_ABI; }
 const char* pn_error(void) { return last_error; }
 
-static pn_weights* room(const float* source, int64_t out, int64_t in, bool bfloat16) {
+enum Form { Float32, BFloat16, Int8 };
+
+static pn_weights* room(const float* source, int64_t out, int64_t in, Form form) {
     if (!source || out < 1 || in < 1) {
         refuse("a matrix to pack needs rows and columns");
         return nullptr;
     }
-    int64_t panel = kernels().panel, padded = (out + panel - 1) / panel * panel, floats = bfloat16 ? padded * ((in + 1) / 2) : padded * in;
+    int64_t panel = kernels().panel, padded = (out + panel - 1) / panel * panel, floats;
+    switch (form) {
+        case BFloat16: floats = padded * ((in + 1) / 2); break;
+        case Int8: floats = padded * (2 + (in + kernels().group - 1) / kernels().group); break;
+        default: floats = padded * in;
+    }
     float* data = aligned((size_t)floats);
-    auto* weights = data ? new (std::nothrow) pn_weights{out, in, data, sizeof(float) * floats, bfloat16} : nullptr;
+    auto* weights = data ? new (std::nothrow) pn_weights{out, in, data, sizeof(float) * floats, form == BFloat16, form == Int8} : nullptr;
     if (weights) return weights;
     free(data);
     done(-2);
@@ -106,7 +116,7 @@ static pn_weights* room(const float* source, int64_t out, int64_t in, bool bfloa
 }
 
 pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
-    pn_weights* weights = room(source, out, in, false);
+    pn_weights* weights = room(source, out, in, Float32);
     if (weights) kernels().pack(source, out, in, out_stride, in_stride, 1.0f, weights->data);
     return weights;
 }
@@ -118,9 +128,28 @@ pn_weights* pn_pack_bfloat16(const float* source, int64_t out, int64_t in, int64
         refuse("this processor has no products in bfloat16");
         return nullptr;
     }
-    pn_weights* weights = room(source, out, in, true);
+    pn_weights* weights = room(source, out, in, BFloat16);
     if (weights) kernels().pack_bfloat16(source, out, in, out_stride, in_stride, weights->data);
     return weights;
+}
+
+int pn_has_int8(void) { return kernels().group == 4; }
+
+pn_weights* pn_pack_int8(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride) {
+    if (in > PN_INT8_MOST) {
+        refuse("sums of so many products in int8 would overflow");
+        return nullptr;
+    }
+    pn_weights* weights = room(source, out, in, Int8);
+    if (weights) kernels().pack_int8(source, out, in, out_stride, in_stride, weights->data);
+    return weights;
+}
+
+int64_t pn_int8_words(int64_t in) { return (in + kernels().group - 1) / kernels().group + 2; }
+
+int pn_quantise_run(const float* x, int64_t rows, int64_t x_row, int64_t in, int32_t* target, int32_t threads) {
+    if (!x || !target || rows < 0 || in < 1) return refuse("rows to quantise need numbers and a result");
+    return done(kernels().quantise(x, rows, x_row, in, target, threads));
 }
 
 void pn_free(pn_weights* weights) {
@@ -134,6 +163,8 @@ int64_t pn_bytes(const pn_weights* weights) { return weights ? (int64_t)weights-
 int pn_product_run(const pn_product* p) {
     if (!p || !p->x || !p->y || (!p->packed && !p->w) || p->in < 1 || p->rows < 0) return refuse("a product needs both factors and a result");
     if (p->packed && (p->packed->out != p->out || p->packed->in != p->in)) return refuse("the packed weight has another shape");
+    if (p->rows_int8 && !(p->packed && p->packed->int8)) return refuse("rows in int8 need a weight in int8");
+    if (p->packed && p->packed->int8 && p->x_in != 1) return refuse("a weight in int8 takes rows whose numbers lie together");
     if (p->low && (!p->up || p->rank < 1)) return refuse("a low-rank term needs both factors");
     if (p->accumulate && (p->activation || p->dropout.threshold > 0)) return refuse("what is added to is neither activated nor dropped out");
     return done(kernels().product(*p));

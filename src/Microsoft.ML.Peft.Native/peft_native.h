@@ -9,12 +9,12 @@
 extern "C" {
 #endif
 
-#define PN_ABI 2
+#define PN_ABI 3
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
 
-// Which of the library's instruction sets runs here: "avx512", "avx2", "baseline" (or "neon").
+// Which of the library's instruction sets runs here: "avx512bf16", "avx512vnni", "avx512", "avx2", "baseline".
 PN_API const char* pn_isa(void);
 PN_API int pn_abi(void);
 PN_API const char* pn_error(void);
@@ -35,6 +35,15 @@ PN_API pn_weights* pn_pack(const float* source, int64_t out, int64_t in, int64_t
 // which pn_error says; pn_has_bfloat16 tells before.
 PN_API pn_weights* pn_pack_bfloat16(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride);
 PN_API int pn_has_bfloat16(void);
+// The same in int8: each row of w has a scale of its own, rows of x are rounded to 256 steps as they come, sums are whole numbers.
+// Equal on all processors but for the last bits; pn_has_int8 tells where products of bytes make it fast. Refused beyond
+// PN_INT8_MOST columns, whose sums could overflow.
+#define PN_INT8_MOST 65536
+PN_API pn_weights* pn_pack_int8(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride);
+PN_API int pn_has_int8(void);
+// Rows of x in int8, pn_int8_words(in) words each, for several products of the same rows.
+PN_API int64_t pn_int8_words(int64_t in);
+PN_API int pn_quantise_run(const float* x, int64_t rows, int64_t x_row, int64_t in, int32_t* target, int32_t threads);
 PN_API void pn_free(pn_weights* weights);
 PN_API int64_t pn_bytes(const pn_weights* weights);
 
@@ -46,6 +55,7 @@ typedef struct {
     const pn_weights* packed;       // w, or null and
     const float* w;                 // w(n, k) = w[n * w_out + k * w_in]
     int64_t w_out, w_in;
+    const int32_t* rows_int8;       // x as pn_quantise_run wrote it, for a weight in int8; or null
     const float* low;               // [rows, rank], rows low_row apart; null for none
     int64_t low_row, rank;
     const float* up;                // up(n, r) = up[n * up_out + r * up_rank]

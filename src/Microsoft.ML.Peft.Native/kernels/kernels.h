@@ -9,6 +9,7 @@ struct pn_weights {
     float* data;    // panels of the instruction set's tile width, [in, width] each, padded with zeros
     size_t bytes;
     bool bfloat16;  // pairs of k side by side: [in / 2, width, 2]
+    bool int8;      // scales and sums of the columns, then groups of k side by side; see int8.h
 };
 
 namespace pn {
@@ -18,6 +19,9 @@ struct Kernels {
     int64_t panel;  // columns of a panel
     void (*pack)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float factor, float* target);
     void (*pack_bfloat16)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float* target);   // null where the set has none
+    int64_t group;  // numbers in the 32 bits of a group: 4 where there are products of bytes
+    void (*pack_int8)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float* target);
+    int (*quantise)(const float* x, int64_t rows, int64_t x_row, int64_t in, int32_t* target, int threads);
     int (*product)(const pn_product& p);
     int (*attention_forward)(const pn_attention& a);
     int (*attention_backward)(const pn_attention& a);

@@ -100,8 +100,11 @@ static bool round_rows(const pn_product& p, Right& right) {
 #endif
 }
 
+static int product_int8(const pn_product& p);
+
 static int product(const pn_product& p) {
     if (p.rows == 0 || p.out == 0) return 0;
+    if (p.packed && p.packed->int8) return product_int8(p);
     int64_t all_panels = (p.out + NR - 1) / NR, padded = all_panels * NR;
     Right right{};
     if (p.packed && !p.packed->bfloat16) right.data = p.packed->data, right.panel = p.in * NR, right.row = NR;

@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 // All kernels for one instruction set: compiled once for each, with the set's flags and PN_NAMESPACE, PN_LANES, PN_TILE_ROWS.
 #include "attention.h"
+#include "int8.h"
 #include "norm.h"
 #include "product.h"
 
@@ -17,7 +18,7 @@ namespace PN_NAMESPACE {
 
 extern const pn::Kernels kernels;
 const pn::Kernels kernels = {
-    PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, product, attention_forward, attention_backward, norm_forward, norm_backward,
+    PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, Group, pack_int8, quantise_rows, product, attention_forward, attention_backward, norm_forward, norm_backward,
     dropout, activation_forward, activation_backward,
 };
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <thread>
 #include "attention.h"
+#include "int8.h"
 #include "norms.h"
 #include "products.h"
 #include "speed.h"
@@ -57,6 +58,7 @@ int main(int count, char** words) {
     }
     if (count > 1) generator.seed(atoi(words[1]));
     product_cases();
+    int8_cases();
     attention_cases();
     norm_cases();
     concurrent();

@@ -24,17 +24,19 @@ static void speed() {
             }
             printf("%d threads, %ld x %ld x %ld: %.0f GFLOP/s, with GELU %.0f\n", threads, rows, out, in, 2e-9 * rows * out * in / best[0], 2e-9 * rows * out * in / best[1]);
             pn_free(packed);
-            if (!pn_has_bfloat16()) continue;
-            p.packed = packed = pn_pack_bfloat16(w.data(), out, in, in, 1);
-            p.activation = 0;
-            double quickest = 1e9;
-            for (int n = 0; n < 100; n++) {
-                double began = seconds();
-                pn_product_run(&p);
-                quickest = std::min(quickest, seconds() - began);
+            for (bool bytes : {false, true}) {
+                if (!bytes && !pn_has_bfloat16()) continue;
+                p.packed = packed = (bytes ? pn_pack_int8 : pn_pack_bfloat16)(w.data(), out, in, in, 1);
+                double quickest[2] = {1e9, 1e9};
+                for (int n = 0; n < 200; n++) {
+                    p.activation = n % 2;
+                    double began = seconds();
+                    pn_product_run(&p);
+                    quickest[n % 2] = std::min(quickest[n % 2], seconds() - began);
+                }
+                printf("   %s %.0f, with GELU %.0f\n", bytes ? "int8" : "bfloat16", 2e-9 * rows * out * in / quickest[0], 2e-9 * rows * out * in / quickest[1]);
+                pn_free(packed);
             }
-            printf("   bfloat16 %.0f\n", 2e-9 * rows * out * in / quickest);
-            pn_free(packed);
         }
     for (int64_t tokens : {23, 64, 256}) {
         AttentionData t({32, 12, 12, tokens, tokens, 32, 0, true, 0});
