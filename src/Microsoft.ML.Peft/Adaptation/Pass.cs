@@ -104,7 +104,16 @@ public sealed class Pass
     /// <summary>Tells that some projections are about to read the same input, so that they may share products.</summary>
     /// <param name="x">Their input.</param>
     /// <param name="sites">The projections.</param>
-    internal void Share(Tensor x, params ReadOnlySpan<Projection> sites) => Together = SharedProduct.Of(x, this, sites);
+    internal void Share(Tensor x, params ReadOnlySpan<Projection> sites)
+    {
+        Together = SharedProduct.Of(x, this, sites);
+        (_shareInput, _int8Rows) = (x, null);
+    }
+
+    private Tensor? _shareInput, _int8Rows;
+
+    /// <summary>The input that projections share, in int8; null for one that nobody said is shared.</summary>
+    internal Tensor? Int8Rows(Tensor x) => ReferenceEquals(x, _shareInput) ? _int8Rows ??= FrozenLinear.Int8Rows(x) : null;
 
     /// <summary>Repeats the batch: what follows in this pass has the given rows.</summary>
     internal void Repeat(Tensor rows) => (Layout, TaskIds) = (Layout.Rows(rows), TaskIds?.index_select(0, rows));

@@ -13,6 +13,12 @@ public enum Precision
     /// result is rounded as well, and a second copy of the weights is kept.
     /// </summary>
     BFloat16,
+    /// <summary>
+    /// Weights in 8 bits with a scale for each output, inputs in 256 steps for each token as they come; sums of whole numbers. What is
+    /// trained beside them, gradients of it too, stays in float32; while training, gradients of inputs are products in bfloat16 where
+    /// the processor has them. On a GPU it is <see cref="BFloat16"/>.
+    /// </summary>
+    Int8Frozen,
 }
 
 internal static class PrecisionCheck

@@ -112,6 +112,9 @@ public sealed class Projection : WeightSite
     /// <summary>The weight packed for <c>dy W</c>.</summary>
     internal PackedWeight PackedBackward(Precision precision = Precision.Float32) => _packed.Backward(Dense, precision);
 
+    /// <summary>True where a form of the weight is there already.</summary>
+    internal bool Packed(Precision precision) => _packed.Has(precision);
+
     private readonly RoundedWeight _rounded = new();
 
     /// <summary>True where a copy of the weight may be kept in bfloat16 for products on a GPU.</summary>
@@ -120,11 +123,17 @@ public sealed class Projection : WeightSite
     /// <summary>The weight in bfloat16.</summary>
     internal Tensor Rounded() => _rounded.Of(Dense);
 
+    private readonly Int8Steps _steps = new();
+
+    /// <summary>The weight in 8 bits, for libtorch where the kernels are off.</summary>
+    internal Tensor Stepped() => _steps.Of(Dense);
+
     /// <summary>Frees packed and rounded copies; a later use makes them anew.</summary>
     internal void Unpack()
     {
         _packed.Dispose();
         _rounded.Dispose();
+        _steps.Dispose();
     }
 
     /// <summary>Applies the map with a patch.</summary>
@@ -154,6 +163,7 @@ public sealed class Projection : WeightSite
     {
         if (FrozenLinear.Fits(this, x, bias)) return FrozenLinear.Apply(x, this, bias, null, follow, pass);
         if (DeviceProduct.Fits(this, x, pass)) return follow.Apply(DeviceProduct.Apply(x, Rounded(), bias), pass);
+        if (Int8Steps.Fits(this, x, pass)) return follow.Apply(Int8Steps.Product(this, x, bias), pass);
         return follow.Apply(Quantised is { } few ? few.Product(x, bias) : Products.Linear(x, Weight, bias), pass);
     }
 

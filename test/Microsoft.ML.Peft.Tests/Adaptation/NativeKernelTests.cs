@@ -201,7 +201,9 @@ public sealed class NativeKernelTests
     }
 
     [TestMethod]
-    public void TrainingInBFloat16FollowsFloat32AndRepeatsItself()
+    [DataRow(Precision.BFloat16, 0.03)]
+    [DataRow(Precision.Int8Frozen, 0.05)]
+    public void TrainingInFewerBitsFollowsFloat32AndRepeatsItself(Precision few, double allowed)
     {
         float[] Losses(Precision precision)
         {
@@ -210,10 +212,75 @@ public sealed class NativeKernelTests
             return [.. model.Train(6)];
         }
 
-        float[] wide = Losses(Precision.Float32), narrow = Losses(Precision.BFloat16);
-        for (int i = 0; i < wide.Length; i++) Assert.AreEqual(wide[i], narrow[i], 0.03, $"step {i}");
-        CollectionAssert.AreEqual(narrow, Losses(Precision.BFloat16));
-        if (NativeKernels.HasBFloat16) CollectionAssert.AreNotEqual(wide, narrow);
+        float[] wide = Losses(Precision.Float32), narrow = Losses(few);
+        for (int i = 0; i < wide.Length; i++) Assert.AreEqual(wide[i], narrow[i], allowed, $"step {i}");
+        CollectionAssert.AreEqual(narrow, Losses(few));
+        if (few != Precision.BFloat16 || NativeKernels.HasBFloat16) CollectionAssert.AreNotEqual(wide, narrow);
+    }
+
+    // The kernels' sums of whole numbers, and libtorch's products in the same steps. One number half-way between two steps may differ.
+    [TestMethod]
+    [DataRow(7, 96, 40)]
+    [DataRow(30, 33, 57)]
+    [DataRow(1, 384, 1536)]
+    public void Int8GivesWhatLibtorchGivesInTheSameSteps(int rows, int outWidth, int inWidth)
+    {
+        using var scope = NewDisposeScope();
+        Tensor weight = Numbers("w", outWidth, inWidth) / Math.Sqrt(inWidth);
+        using Owned owned = new(new Projection("p", SiteRole.Query, 0, weight, Numbers("b", outWidth)));
+        Tensor g = Numbers("g", rows, outWidth);
+        (Tensor Y, Tensor Slope) Run(Precision precision)
+        {
+            Tensor x = Numbers("x", rows, inWidth).requires_grad_();
+            Tensor y = owned.Site.Forward(x, null, new Pass { Precision = precision });
+            (y * g).sum().backward();
+            return (y.detach(), x.grad!);
+        }
+
+        (Tensor y, Tensor slope) = Run(Precision.Int8Frozen);
+        (Tensor wide, Tensor wideSlope) = Run(Precision.Float32);
+        double apart = Deviations.Distance(wide, y);
+        Assert.IsTrue(apart is > 0 and < 0.06, $"{apart} from float32");
+        Assert.IsLessThan(0.02 * wideSlope.abs().max().item<float>(), Deviations.Distance(wideSlope, slope), "gradient");
+        using (NativeKernels.Off())
+        {
+            (Tensor expected, Tensor expectedSlope) = Run(Precision.Int8Frozen);
+            Assert.IsLessThan(0.01, Deviations.Distance(expected, y), "steps");
+            Assert.IsLessThan(2e-5, (expected - y).abs().mean().item<float>(), "steps on average");
+            Near("gradient without steps", wideSlope, expectedSlope);
+        }
+    }
+
+    [TestMethod]
+    public void ProjectionsOfOneInputShareItsRowsInInt8()
+    {
+        using var scope = NewDisposeScope();
+        using Owned query = new(new Projection("q", SiteRole.Query, 0, Numbers("q", 24, 40), Numbers("b", 24))), key = new(new Projection("k", SiteRole.Key, 0, Numbers("k", 24, 40), null));
+        Tensor x = Numbers("x", 3, 5, 40);
+        var alone = new Pass { Precision = Precision.Int8Frozen };
+        Tensor first = query.Site.Forward(x, null, alone), second = key.Site.Forward(x, null, alone);
+        Assert.IsNull(alone.Int8Rows(x));
+        var together = new Pass { Precision = Precision.Int8Frozen };
+        together.Share(x, query.Site, key.Site);
+        Assert.AreEqual(0, Deviations.Distance(first, query.Site.Forward(x, null, together)));
+        Assert.AreSame(together.Int8Rows(x), together.Int8Rows(x));
+        Assert.AreEqual(0, Deviations.Distance(second, key.Site.Forward(x, null, together)));
+        Assert.IsNull(together.Int8Rows(Numbers("y", 3, 5, 40)));
+    }
+
+    [TestMethod]
+    public void ScoringInInt8AlonePacksNothingElse()
+    {
+        using var model = new MatrixModel(new LoraOptions { Init = "false" });
+        model.Model.Precision = Precision.Int8Frozen;
+        float[] narrow = model.Scored();
+        Projection[] sites = [.. model.Backbone.Sites.OfType<Projection>()];
+        Assert.IsTrue(sites.Any(s => s.Packed(Precision.Int8Frozen)));
+        Assert.IsFalse(sites.Any(s => s.Packed(Precision.Float32) || s.Packed(Precision.BFloat16)));
+        model.Model.Precision = Precision.Float32;
+        float[] wide = model.Scored();
+        CollectionAssert.AreNotEqual(wide, narrow);
+        for (int i = 0; i < wide.Length; i++) Assert.AreEqual(wide[i], narrow[i], 0.1);
     }
 
     // Merging, scoring and training look for what is not finite; a kernel must not hide it.

@@ -64,6 +64,14 @@ internal sealed class MatrixModel : IDisposable
         return Values(Forward(other ?? Backbone, pass, _batch));
     }
 
+    /// <summary>Scores of all rows as the model says, in its precision.</summary>
+    public float[] Scored()
+    {
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        return Values(Model.Forward(_batch, new Pass(Model.Patches)));
+    }
+
     /// <summary>Scores of one row by itself, cut to its length.</summary>
     public float[] ScoreAlone(int row)
     {

@@ -17,7 +17,7 @@ public sealed class PrecisionTests : OneThread
     /// <summary>How far probabilities of the tiny networks, whose weights are random, may be from those of float32.</summary>
     private static double Allowed(Precision precision) => precision == Precision.Float32 ? 0 : 0.05;
 
-    private static bool Differs(Precision precision) => precision == Precision.BFloat16 && NativeKernels.HasBFloat16;
+    private static bool Differs(Precision precision) => precision is Precision.Int8Frozen || (precision == Precision.BFloat16 && NativeKernels.HasBFloat16);
 
     [TestMethod]
     [DataRow("text")]
@@ -38,6 +38,19 @@ public sealed class PrecisionTests : OneThread
             Assert.IsLessThanOrEqualTo(Allowed(precision), TinyTexts.Gap(wide, narrow), precision.ToString());
             if (Differs(precision)) Assert.IsGreaterThan(0, TinyTexts.Gap(wide, narrow), precision.ToString());
             TinyTexts.AreSame(narrow, TinyTexts.Scores(model, data), $"{precision}, again");
+        }
+        // Without the kernels int8 has the same steps; bfloat16 is float32.
+        model.ScoringPrecision = Precision.Int8Frozen;
+        float[][] steps = TinyTexts.Scores(model, data);
+        bool enabled = NativeKernels.Enabled;
+        try
+        {
+            NativeKernels.Enabled = false;
+            Assert.IsLessThanOrEqualTo(0.01, TinyTexts.Gap(steps, TinyTexts.Scores(model, data)), "without kernels");
+        }
+        finally
+        {
+            NativeKernels.Enabled = enabled;
         }
         model.ScoringPrecision = Precision.Float32;
         TinyTexts.AreSame(wide, TinyTexts.Scores(model, data), "back in float32");

@@ -42,7 +42,7 @@ internal static unsafe class FrozenLinear
         var call = new Call
         {
             Site = site,
-            Precision = pass.Precision == Precision.BFloat16 && Calls.HasBFloat16 ? Precision.BFloat16 : Precision.Float32,
+            Precision = Usable(pass.Precision, site),
             Scale = term?.Scale ?? 0,
             LowDropout = pass.Mask(term?.Dropout ?? 0),
             Kind = known ? follow.Kind : ActivationKind.None,
@@ -52,6 +52,7 @@ internal static unsafe class FrozenLinear
             B = graph && term is { B.requires_grad: true },
             Bias = graph && bias is { requires_grad: true },
         };
+        if (call.Precision == Precision.Int8Frozen) call.Rows = pass.Int8Rows(x);
         x = Contiguous(x);
         bias = bias is null ? null : Contiguous(bias);
         (Tensor A, Tensor B)? factors = term is { } t ? (Contiguous(t.A), Contiguous(t.B)) : null;
@@ -59,7 +60,30 @@ internal static unsafe class FrozenLinear
             ? Function.apply(Arguments(call, x, bias, factors))
             : Forward(call, x, bias, factors, beside, keep: false).Y;
         if (!known) y = follow.Activation!(y);
+        call.Rows = null;
         return keyed ? y : pass.Dropout(y, follow.Dropout);
+    }
+
+    /// <summary>The precision in which this processor makes a site's product.</summary>
+    internal static Precision Usable(Precision asked, Projection site) => asked switch
+    {
+        Precision.BFloat16 => Calls.HasBFloat16 ? asked : Precision.Float32,
+        Precision.Int8Frozen => Int8Steps.Fits(site) ? asked : Precision.Float32,
+        _ => Precision.Float32,
+    };
+
+    // Gradients have no steps of their own that would serve all rows: they are not quantised.
+    private static Precision Backward(Precision forward) => forward == Precision.Int8Frozen && Calls.HasBFloat16 ? Precision.BFloat16
+        : forward == Precision.BFloat16 ? forward : Precision.Float32;
+
+    /// <summary>Rows in int8 as the kernel takes them, int32 <c>[rows, words]</c>, for several products of one input.</summary>
+    internal static Tensor Int8Rows(Tensor x)
+    {
+        long width = x.shape[^1], rows = x.numel() / width;
+        Tensor made = empty([rows, Calls.Int8Words(width)], dtype: ScalarType.Int32), together = Contiguous(x);
+        Check(Calls.Quantise(Pointer(together), rows, width, width, (int*)Pointer(made), get_num_threads()));
+        GC.KeepAlive(together);
+        return made;
     }
 
     private static object[] Arguments(Call call, Tensor x, Tensor? bias, (Tensor A, Tensor B)? factors)
@@ -84,6 +108,9 @@ internal static unsafe class FrozenLinear
         public bool B { get; init; }
         public bool Bias { get; init; }
         public bool HasBias { get; set; }
+
+        /// <summary>The input in int8, where other projections read it too; null for the product to make it.</summary>
+        public Tensor? Rows { get; set; }
     }
 
     private readonly record struct Made(Tensor Y, Tensor? Low, Tensor? Before);
@@ -105,6 +132,7 @@ internal static unsafe class FrozenLinear
             X = Pointer(x),
             XRow = site.In,
             XIn = 1,
+            RowsInt8 = call.Rows is { } prepared ? (int*)Pointer(prepared) : null,
             Bias = bias is null ? null : Pointer(bias),
             Activation = (int)call.Kind,
             Before = before is null ? null : Pointer(before),
@@ -120,6 +148,7 @@ internal static unsafe class FrozenLinear
         }
         Run(p, site.PackedForward(call.Precision));
         GC.KeepAlive(x);
+        GC.KeepAlive(call.Rows);
         GC.KeepAlive(bias);
         GC.KeepAlive(factors?.A);
         GC.KeepAlive(factors?.B);
@@ -255,7 +284,7 @@ internal static unsafe class FrozenLinear
             Run(new NativeProduct { Rows = p.Rows, Out = site.In, In = back.shape[1], X = Pointer(back), XRow = back.shape[1], XIn = 1, W = Pointer(a!), WOut = 1, WIn = site.In, Y = p.Y, YRow = site.In, Dropout = call.LowDropout });
             p.Accumulate = 1;
         }
-        Run(p, site.PackedBackward(call.Precision));
+        Run(p, site.PackedBackward(Backward(call.Precision)));
         return below;
     }
 }

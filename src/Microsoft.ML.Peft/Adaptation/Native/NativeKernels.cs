@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 2;
+    private const int Abi = 3;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 
@@ -34,11 +34,17 @@ public static class NativeKernels
 
     /// <summary>Which kernels run, or why none do: for reports.</summary>
     public static string Description => !Enabled ? "off (PEFT_NATIVE)"
-        : _exports.Value is { } exports ? $"on ({exports.InstructionSet})"
+        : _exports.Value is { } exports ? $"on ({exports.InstructionSet}; {(exports.HasBFloat16 ? "bfloat16" : "no bfloat16")}, int8 by {(exports.HasInt8 ? "bytes" : "pairs of 16 bits")})"
         : $"not found: {FileName} is neither beside the application nor named by PEFT_NATIVE_LIBRARY; ./eng/setup.sh builds it";
 
     /// <summary>True where <see cref="Precision.BFloat16"/> makes a difference: the kernels run, on a processor that has the instruction.</summary>
     public static bool HasBFloat16 => On && Calls.HasBFloat16;
+
+    /// <summary>
+    /// True where the processor multiplies bytes, four in one instruction. <see cref="Precision.Int8Frozen"/> gives the same sums without:
+    /// by pairs of 16 bits in the kernels, and by libtorch in the same steps, but slower than float32, where the kernels are off.
+    /// </summary>
+    public static bool HasInt8 => On && Calls.HasInt8;
 
     internal static bool On => _enabled && _off == 0 && _exports.Value is not null;
 
@@ -101,6 +107,10 @@ public static class NativeKernels
             Pack = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack");
             PackBFloat16 = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack_bfloat16");
             HasBFloat16 = ((delegate* unmanaged<int>)Of("pn_has_bfloat16"))() != 0;
+            PackInt8 = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack_int8");
+            HasInt8 = ((delegate* unmanaged<int>)Of("pn_has_int8"))() != 0;
+            Int8Words = (delegate* unmanaged<long, long>)Of("pn_int8_words");
+            Quantise = (delegate* unmanaged<float*, long, long, long, int*, int, int>)Of("pn_quantise_run");
             Free = (delegate* unmanaged<nint, void>)Of("pn_free");
             Bytes = (delegate* unmanaged<nint, long>)Of("pn_bytes");
             Product = (delegate* unmanaged<NativeProduct*, int>)Of("pn_product_run");
@@ -120,9 +130,14 @@ public static class NativeKernels
 
         public bool HasBFloat16 { get; }
 
+        public bool HasInt8 { get; }
+
         public readonly delegate* unmanaged<byte*> Error;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> Pack;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> PackBFloat16;
+        public readonly delegate* unmanaged<float*, long, long, long, long, nint> PackInt8;
+        public readonly delegate* unmanaged<long, long> Int8Words;
+        public readonly delegate* unmanaged<float*, long, long, long, int*, int, int> Quantise;
         public readonly delegate* unmanaged<nint, void> Free;
         public readonly delegate* unmanaged<nint, long> Bytes;
         public readonly delegate* unmanaged<NativeProduct*, int> Product;

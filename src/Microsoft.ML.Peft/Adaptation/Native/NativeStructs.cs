@@ -47,6 +47,7 @@ internal unsafe struct NativeProduct
     public nint Packed;
     public float* W;
     public long WOut, WIn;
+    public int* RowsInt8;
     public float* Low;
     public long LowRow, Rank;
     public float* Up;

@@ -21,7 +21,12 @@ internal sealed class PackedWeight : SafeHandle
         using Tensor dense = weight.detach().contiguous();
         (long outWidth, long inWidth) = (dense.shape[0], dense.shape[1]);
         float* data = NativeKernels.Pointer(dense);
-        var pack = precision == Precision.BFloat16 ? NativeKernels.Calls.PackBFloat16 : NativeKernels.Calls.Pack;
+        var pack = precision switch
+        {
+            Precision.BFloat16 => NativeKernels.Calls.PackBFloat16,
+            Precision.Int8Frozen => NativeKernels.Calls.PackInt8,
+            _ => NativeKernels.Calls.Pack,
+        };
         nint made = transposed ? pack(data, inWidth, outWidth, 1, inWidth) : pack(data, outWidth, inWidth, inWidth, 1);
         GC.KeepAlive(dense);
         return made != 0 ? new PackedWeight(made) : throw new OutOfMemoryException($"No memory to pack a weight of {outWidth} x {inWidth}.");
@@ -38,11 +43,13 @@ internal sealed class PackedWeight : SafeHandle
 internal sealed class PackedPair : IDisposable
 {
     private readonly Lock _gate = new();
-    private readonly PackedWeight?[] _packed = new PackedWeight?[4];
+    private readonly PackedWeight?[] _packed = new PackedWeight?[6];
 
     public PackedWeight Forward(Tensor weight, Precision precision) => Get(weight, transposed: false, precision);
 
     public PackedWeight Backward(Tensor weight, Precision precision) => Get(weight, transposed: true, precision);
+
+    public bool Has(Precision precision) => _packed[(int)precision * 2] is not null || _packed[((int)precision * 2) + 1] is not null;
 
     private PackedWeight Get(Tensor weight, bool transposed, Precision precision)
     {
