@@ -37,6 +37,7 @@ internal static class EvaluateCommand
         Evaluation metrics = made.Metrics;
         Console.WriteLine(FormattableString.Invariant(
             $"rows {metrics.Rows}, accuracy {metrics.Metrics["accuracy"]:0.0000}, macro F1 {metrics.Metrics["macro_f1"]:0.0000}, MCC {metrics.Metrics["mcc"]:0.0000}, log-loss {metrics.Metrics["log_loss"]:0.0000}, {made.Speed}{made.Unread}"));
+        PrecisionOption.Tell(loaded.Classifier);
         if (call.GetValue(_report) is not { } file) return 0;
         Report.Write(file, new JsonObject
         {
@@ -46,6 +47,7 @@ internal static class EvaluateCommand
             ["totalParameters"] = loaded.Classifier.TotalParameters,
             ["evalTokensPerSecond"] = made.TokensPerSecond,
             ["evalRowsPerSecond"] = made.RowsPerSecond,
+            ["precision"] = (loaded.Classifier.ScoringPrecisionChoice?.Precision ?? loaded.Classifier.Model.Precision).ToString(),
             ["skippedRows"] = made.Skipped,
             ["peakMemoryMb"] = Report.PeakMemory(),
         });

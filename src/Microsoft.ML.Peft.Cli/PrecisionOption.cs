@@ -2,6 +2,7 @@
 
 using System.CommandLine;
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Tasks;
 
 namespace Microsoft.ML.Peft.Cli;
 
@@ -13,4 +14,11 @@ internal static class PrecisionOption
         Description = $"In what numbers products with frozen weights are made {what}: {string.Join(", ", Enum.GetNames<Precision>())}.",
         DefaultValueFactory = _ => Precision.Float32,
     };
+
+    /// <summary>Says on standard error what Auto chose.</summary>
+    public static void Tell(ClassificationTransformer model)
+    {
+        if (model.ScoringPrecision != Precision.Auto) return;
+        Console.Error.WriteLine(model.ScoringPrecisionChoice?.ToString() ?? "Auto scored in Float32: there were too few rows to choose by");
+    }
 }

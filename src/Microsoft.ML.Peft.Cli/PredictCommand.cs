@@ -38,33 +38,35 @@ internal static class PredictCommand
         if (output == "-")
         {
             using var standard = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };
-            return Write(standard, call, context, loaded, scores);
+            Write(standard, call, context, loaded, scores);
+            PrecisionOption.Tell(loaded.Classifier);
+            return 0;
         }
         AtomicFile.Write(output, stream =>
         {
             using var writer = new StreamWriter(stream, leaveOpen: true);
             Write(writer, call, context, loaded, scores);
         });
+        PrecisionOption.Tell(loaded.Classifier);
         return 0;
     }
 
-    private static int Write(TextWriter writer, ParseResult call, MLContext context, LoadedModel loaded, bool scores)
+    private static void Write(TextWriter writer, ParseResult call, MLContext context, LoadedModel loaded, bool scores)
     {
         string[] labels = [.. loaded.Classifier.Labels];
         writer.WriteLine(string.Join('\t', [.. loaded.Classifier.InputColumns.Take(loaded.IsText ? 2 : 1), "predicted", "probability", .. scores ? labels.Select(l => "p:" + Cell(l)) : []]));
         if (!loaded.IsText && call.GetValue(_data) != "-")
         {
             WriteRows(writer, loaded, loaded.Files(context, call.GetValue(_data)!, call.GetValue(_path), null, labelled: false), scores);
-            return 0;
+            return;
         }
         if (call.GetValue(_data) == "-")
         {
             foreach (string[] lines in StandardInput(loaded.Text)) WriteRows(writer, loaded, FromLines(context, lines, loaded.Text), scores);
-            return 0;
+            return;
         }
         using TableFile table = TableFile.Open(call.GetValue(_data)!);
         WriteRows(writer, loaded, loaded.Rows(context, table, call.GetValue(_text), call.GetValue(_text2), null), scores);
-        return 0;
     }
 
     private static void WriteRows(TextWriter writer, LoadedModel loaded, IDataView data, bool scores)

@@ -160,6 +160,8 @@ internal static class TrainCommand
             ["peakMemoryMb"] = null,
             ["steps"] = result.Steps,
             ["stopped"] = result.Stopped.ToString(),
+            ["precision"] = result.Precision.ToString(),
+            ["precisionReason"] = result.PrecisionReason,
             ["skippedRows"] = result.SkippedRows,
             ["modelBytes"] = new FileInfo(call.GetValue(_out)!).Length,
         };

@@ -41,8 +41,15 @@ public sealed class AdaptedModel : IDisposable
     /// <summary>The patches that a pass over this model wears.</summary>
     public PatchTable Patches => _table;
 
+    private Precision _precision;
+
     /// <summary>In what numbers products with frozen weights are made; training sets it for its run.</summary>
-    public Precision Precision { get; set; }
+    /// <exception cref="ArgumentException">It is <see cref="Precision.Auto"/>, which trainers and transformers turn into one of the others.</exception>
+    public Precision Precision
+    {
+        get => _precision;
+        set => _precision = PrecisionCheck.Definite(value);
+    }
 
     /// <summary>All parameters and buffers of adaptation and head, in a stable order.</summary>
     public IReadOnlyList<NamedParameter> Parameters => [.. Adaptation?.Parameters ?? [], .. Head.Parameters];
@@ -65,7 +72,7 @@ public sealed class AdaptedModel : IDisposable
         // Masks that are given (recorded ones, in tests) are as large as all tokens.
         pass.FirstTokenOnly = Head.ReadsFirstTokenOnly && pass.DropWith is null;
         pass.KeepHiddenStates |= Head.ReadsHiddenStates;
-        pass.Precision = Precision;
+        pass.Precision = pass.Instead ?? Precision;
         Adaptation?.BeforePass(pass, batch);
         Tensor scores = Head.Forward(Backbone, Backbone.Forward(batch, pass), pass);
         if (pass.Training && is_grad_enabled()) Adaptation?.Scored(this, pass, batch, scores);

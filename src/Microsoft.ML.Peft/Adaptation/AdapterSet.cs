@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public sealed class AdapterSet : IDisposable
 {
-    /// <summary>The name that stands for the bare backbone in <see cref="Forward"/>.</summary>
+    /// <summary>The name that stands for the bare backbone in <see cref="Forward(TokenBatch, IReadOnlyList{string})"/>.</summary>
     public const string Bare = "__base__";
 
     private sealed record Member(PeftAdaptation Adaptation, Head? Head);
@@ -108,8 +108,15 @@ public sealed class AdapterSet : IDisposable
     /// <exception cref="ArgumentException">No such adapter; the message lists the known ones.</exception>
     public PeftAdaptation this[string name] => Find(name).Adaptation;
 
+    private Precision _precision;
+
     /// <summary>In what numbers products with frozen weights are made.</summary>
-    public Precision Precision { get; set; }
+    /// <exception cref="ArgumentException">It is <see cref="Precision.Auto"/>, which transformers turn into one of the others.</exception>
+    public Precision Precision
+    {
+        get => _precision;
+        set => _precision = PrecisionCheck.Definite(value);
+    }
 
     /// <summary>Parameters of an adapter and its head.</summary>
     /// <param name="name">Its name.</param>
@@ -218,7 +225,9 @@ public sealed class AdapterSet : IDisposable
     /// <returns>Scores <c>[batch, classes]</c>, or hidden states <c>[batch, tokens, hidden]</c> without heads.</returns>
     /// <exception cref="ArgumentException">A name is not known, or there are not as many names as rows.</exception>
     /// <exception cref="InvalidOperationException">Heads give different numbers of scores.</exception>
-    public Tensor Forward(TokenBatch batch, IReadOnlyList<string> rows)
+    public Tensor Forward(TokenBatch batch, IReadOnlyList<string> rows) => Forward(batch, rows, Precision);
+
+    internal Tensor Forward(TokenBatch batch, IReadOnlyList<string> rows, Precision precision)
     {
         long count = batch.Ids.shape[0];
         if (rows.Count != count) throw new ArgumentException($"There are {rows.Count} adapter names for {count} rows; expected is one a row.", nameof(rows));
@@ -228,30 +237,30 @@ public sealed class AdapterSet : IDisposable
             .Select(g => new RowGroup(g.Key, [.. g], Backbone.Device))];
         Member[] members = [.. groups.Select(g => g.Name == Bare ? new Member(new PeftAdaptation(BareMethod.Instance, Backbone), null) : Find(g.Name))];
         bool shared = groups.Length > 1 && members.All(m => RowPatches.CanShare(m.Adaptation));
-        Tensor[] parts = shared ? Shared(batch, groups, members) : [.. groups.Select((g, i) => Alone(batch, g, members[i]))];
+        Tensor[] parts = shared ? Shared(batch, groups, members, precision) : [.. groups.Select((g, i) => Alone(batch, g, members[i], precision))];
         if (parts.Any(p => !p.shape.AsSpan()[1..].SequenceEqual(parts[0].shape.AsSpan()[1..])))
             throw new InvalidOperationException($"The adapters {NearNames.List(groups.Select(g => g.Name))} give scores of different shapes; score them apart.");
         Tensor order = tensor(RowGroup.Inverse(groups), device: Backbone.Device);
         return cat(parts).index_select(0, order).MoveToOuterDisposeScope();
     }
 
-    private Tensor[] Shared(TokenBatch batch, RowGroup[] groups, Member[] members)
+    private Tensor[] Shared(TokenBatch batch, RowGroup[] groups, Member[] members, Precision precision)
     {
-        var pass = new Pass(RowPatches.Table(Backbone, groups, [.. members.Select(m => m.Adaptation)])) { Precision = Precision };
+        var pass = new Pass(RowPatches.Table(Backbone, groups, [.. members.Select(m => m.Adaptation)])) { Precision = precision };
         BackboneOutput output = Backbone.Forward(batch, pass);
         return [.. groups.Select((group, i) =>
         {
             using Pass.GroupScope _ = pass.Narrow(i, group.Index);
             var own = new BackboneOutput(output.Last.index_select(0, group.Index), pass.Layout, null) { Batch = batch.Rows(group.Index) };
             // A pooler that the adapter trains is worn by its rows alone.
-            return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout, Precision = Precision });
+            return Scores(members[i], own, new Pass(members[i].Adaptation.Table()) { Layout = pass.Layout, Precision = precision });
         })];
     }
 
-    private Tensor Alone(TokenBatch batch, RowGroup group, Member member)
+    private Tensor Alone(TokenBatch batch, RowGroup group, Member member, Precision precision)
     {
         TokenBatch own = batch.Rows(group.Index);
-        var pass = new Pass(member.Adaptation.Table()) { Precision = Precision };
+        var pass = new Pass(member.Adaptation.Table()) { Precision = precision };
         member.Adaptation.BeforePass(pass, own);
         return Scores(member, Backbone.Forward(own, pass), pass);
     }

@@ -48,6 +48,9 @@ public sealed class Pass
     /// <summary>In what numbers products with frozen weights are made. Set by <see cref="AdaptedModel.Forward"/> as the model says.</summary>
     public Precision Precision { get; internal set; }
 
+    /// <summary>A precision in place of the model's; null for that.</summary>
+    internal Precision? Instead { get; init; }
+
     /// <summary>True to return the hidden states of all layers.</summary>
     public bool KeepHiddenStates { get; set; }
 

@@ -19,6 +19,11 @@ public enum Precision
     /// the processor has them. On a GPU it is <see cref="BFloat16"/>.
     /// </summary>
     Int8Frozen,
+    /// <summary>
+    /// One of the others: the fastest on this machine, of those whose scores of the first rows are near those of
+    /// <see cref="Float32"/>; see <see cref="PrecisionChoice"/>. Trainers and transformers choose; a single pass has one of the others.
+    /// </summary>
+    Auto,
 }
 
 internal static class PrecisionCheck
@@ -27,4 +32,9 @@ internal static class PrecisionCheck
     public static Precision Known(Precision precision, string name = "precision") => Enum.IsDefined(precision)
         ? precision
         : throw new ArgumentOutOfRangeException(name, precision, $"The precision is {(int)precision}; allowed are {string.Join(", ", Enum.GetNames<Precision>())}.");
+
+    /// <summary>Refuses <see cref="Precision.Auto"/> as well: who computes must know.</summary>
+    public static Precision Definite(Precision precision) => Known(precision) != Precision.Auto
+        ? precision
+        : throw new ArgumentException("Auto is chosen by a trainer or a transformer; a model computes in one of the others: give TrainingOptions.Precision, or a transformer's ScoringPrecision.", nameof(precision));
 }

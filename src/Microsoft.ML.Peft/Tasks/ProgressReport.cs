@@ -31,6 +31,12 @@ internal sealed class ProgressReport : IDisposable
             channel.Info(MessageSensitivity.None, progress.ToString());
             user?.Invoke(progress);
         };
+        Action<string>? note = training.Note;
+        training.Note = message =>
+        {
+            channel.Info(MessageSensitivity.None, message);
+            note?.Invoke(message);
+        };
         Action<string>? warn = training.Warning;
         training.Warning = message =>
         {

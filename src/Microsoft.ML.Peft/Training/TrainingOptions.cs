@@ -99,7 +99,10 @@ public sealed class TrainingOptions
     /// <summary>True to run each layer again in the backward pass instead of keeping its activations.</summary>
     public bool GradientCheckpointing { get; set; }
 
-    /// <summary>In what numbers products with frozen weights are made during the run; a resumed run keeps it.</summary>
+    /// <summary>
+    /// In what numbers products with frozen weights are made during the run; a resumed run keeps it, and with
+    /// <see cref="Precision.Auto"/> what was chosen when it began.
+    /// </summary>
     public Precision Precision { get; set; }
 
     /// <summary>
@@ -161,6 +164,10 @@ public sealed class TrainingOptions
     /// <summary>Called with what the user should know but what stops nothing.</summary>
     [JsonIgnore]
     public Action<string>? Warning { get; set; }
+
+    /// <summary>Called with what was decided for the run, such as what <see cref="Precision.Auto"/> chose.</summary>
+    [JsonIgnore]
+    public Action<string>? Note { get; set; }
 
     // What changes neither the weights nor the logs of a run, or what a resumed run may well set otherwise.
     private static readonly string[] _free =

@@ -51,6 +51,9 @@ public sealed record TrainingPlan
     /// <summary>Highest learning rate.</summary>
     public required double LearningRate { get; init; }
 
+    /// <summary>In what numbers products with frozen weights are made, as asked for.</summary>
+    public Precision Precision { get; init; }
+
     /// <summary>Share of all numbers that is trained.</summary>
     public double TrainableShare => AllParameters == 0 ? 0 : (double)TrainableParameters / AllParameters;
 
@@ -84,6 +87,7 @@ public sealed record TrainingPlan
             WeightBytes = 4 * model.Backbone.ParameterCount,
             TrainableBytes = trained * (options.Optimizer == OptimizerKind.Sgd ? 12 : 16),
             ActivationBytes = Activations(model, options, Math.Min(options.BatchSize, train.Count), (lengths.Max() + multiple - 1) / multiple * multiple),
+            Precision = options.Precision,
             LearningRate = options.LearningRate ?? model.Adaptation?.Method.LearningRateFor(model.Backbone, batches.TotalSteps) ?? 1e-3,
         };
     }
@@ -111,6 +115,7 @@ public sealed record TrainingPlan
         Line($"data        {Rows:N0} rows, {Tokens:N0} tokens over {Epochs:0.##} epochs, {100 * PaddingShare:0.#} % padding");
         Line($"steps       {Steps:N0}, learning rate {LearningRate:0.###e+0}");
         Line($"memory      weights {Mega(WeightBytes)}, trained {Mega(TrainableBytes)}, activations about {Mega(ActivationBytes)}");
+        if (Precision != Precision.Float32) Line($"precision   {Precision}{(Precision == Precision.Auto ? ": chosen before the first step" : "")}");
         return text.ToString().TrimEnd();
     }
 

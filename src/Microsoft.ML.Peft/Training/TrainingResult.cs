@@ -87,6 +87,12 @@ public sealed record TrainingResult
     /// <summary>Rows of training and validation data that were left out because their image or sound could not be read, as the options allow.</summary>
     public long SkippedRows { get; init; }
 
+    /// <summary>In what numbers products with frozen weights were made.</summary>
+    public Precision Precision { get; init; }
+
+    /// <summary>What <see cref="Precision.Auto"/> found, and why it chose <see cref="Precision"/>; null where a precision was given.</summary>
+    public string? PrecisionReason { get; init; }
+
     /// <summary>What the user should know.</summary>
     public required IReadOnlyList<string> Warnings { get; init; }
 }
@@ -137,4 +143,8 @@ internal sealed class RunState
     public int Counter { get; set; }
 
     public StopReason? Stopped { get; set; }
+
+    public Precision? Precision { get; set; }
+
+    public string? PrecisionReason { get; set; }
 }

@@ -41,7 +41,7 @@ internal sealed class TrainingRun : IDisposable
             foreach (NamedParameter parameter in model.Head.Parameters) parameter.OwnRate ??= headRate;
         _store = options.CheckpointFolder is { } folder ? new CheckpointStore(folder, options, Warn) : null;
         _forwarder = new Forwarder(model);
-        (_precisionBefore, model.Precision) = (model.Precision, options.Precision);
+        _precisionBefore = model.Precision;
         _optimizer = MakeOptimizer(model, options);
     }
 
@@ -63,6 +63,7 @@ internal sealed class TrainingRun : IDisposable
     public TrainingResult Execute()
     {
         if (_options.Resume) Resume();
+        TakePrecision();
         _model.Adaptation?.Planned(_plan.TotalSteps);
         (_secondsBefore, _tokensBefore, _rowsBefore, _stepsBefore) = (_state.TrainingSeconds, _state.Tokens, _state.Rows, _state.Step);
         _reported = _state.Losses.Count;
@@ -76,6 +77,19 @@ internal sealed class TrainingRun : IDisposable
         if (_options.KeepBest && _best is not null) _best.Restore();
         _model.Adaptation?.Finished();
         return Result();
+    }
+
+    // A resumed run goes on in what was chosen then: another precision would give other bits.
+    private void TakePrecision()
+    {
+        if (_options.Precision != Precision.Auto) (_state.Precision, _state.PrecisionReason) = (_options.Precision, null);
+        else if (_state.Precision is null)
+        {
+            PrecisionChoice choice = new PrecisionSample(_model, _plan.Steps(0).SelectMany(s => s.MicroBatches), rows => Assemble(rows, 0)).Choose();
+            (_state.Precision, _state.PrecisionReason) = (choice.Precision, choice.ToString());
+        }
+        _model.Precision = _state.Precision.Value;
+        if (_state.PrecisionReason is { } reason) _options.Note?.Invoke(reason);
     }
 
     private void Loop()
@@ -294,6 +308,8 @@ internal sealed class TrainingRun : IDisposable
         Rows = _state.Rows,
         TrainingSeconds = _state.TrainingSeconds,
         Seconds = _clock.Elapsed.TotalSeconds,
+        Precision = _state.Precision!.Value,
+        PrecisionReason = _state.PrecisionReason,
         Warnings = _warnings,
     };
 

@@ -67,6 +67,12 @@ public sealed class CliTests : CliRuns
         Succeeds(["predict", model, "--data", test, "--out", At("narrow.tsv"), "--scores", "--precision", "bfloat16"]);
         Assert.HasCount(rows.Length + 1, File.ReadAllLines(At("narrow.tsv")));
         if (NativeKernels.HasBFloat16) Assert.AreNotEqual(File.ReadAllText(At("predictions.tsv")), File.ReadAllText(At("narrow.tsv")));
+        (code, output, error) = Peft(["predict", model, "--data", train, "--precision", "auto"]);
+        Assert.AreEqual(0, code, error);
+        Assert.Contains("Auto chose ", error);
+        Succeeds(["evaluate", model, "--data", test, "--report", At("narrow.json"), "--precision", "int8frozen"]);
+        Assert.AreEqual("Int8Frozen", (string?)Json("narrow.json")["precision"]);
+        Assert.AreEqual("Float32", (string?)report["precision"]);
         Fails(2, ["evaluate", model, "--data", test, "--precision", "float8"], "float8");
 
         (code, output, error) = Peft(["inspect", model]);

@@ -57,6 +57,57 @@ public sealed class PrecisionTests : OneThread
     }
 
     [TestMethod]
+    public void AutoDecidesByTheFirstRowsAndSaysWhy()
+    {
+        using ClassificationTransformer model = TinyTask.Text.Train(_ml, TinyTexts.View(_ml));
+        float[][] wide = TinyTexts.Scores(model, TinyTexts.View(_ml, 60));
+        model.ScoringPrecision = Precision.Auto;
+        float[][] few = TinyTexts.Scores(model, TinyTexts.View(_ml, 20));
+        Assert.IsNull(model.ScoringPrecisionChoice);
+        TinyTexts.AreSame(wide[..20], few, "too few rows to choose by");
+        float[][] narrow = TinyTexts.Scores(model, TinyTexts.View(_ml, 60));
+        PrecisionChoice choice = model.ScoringPrecisionChoice!;
+        Assert.IsNotNull(choice);
+        Assert.AreEqual(Precision.Auto, model.ScoringPrecision);
+        Assert.AreEqual(choice.Precision, model.Model.Precision);
+        Assert.AreEqual(32, choice.Rows);
+        Assert.Contains($"Auto chose {choice.Precision}", choice.ToString());
+        Assert.IsLessThanOrEqualTo(Allowed(choice.Precision), TinyTexts.Gap(wide, narrow));
+        Assert.AreEqual(NativeKernels.On ? NativeKernels.HasBFloat16 ? 2 : 1 : 0, choice.Trials.Count + Later(choice));
+        model.ScoringPrecision = Precision.BFloat16;
+        Assert.IsNull(model.ScoringPrecisionChoice);
+    }
+
+    // Those slower than what was chosen are not tried.
+    private static int Later(PrecisionChoice choice) =>
+        choice.Precision != Precision.Float32 && choice.Trials.Count == 1 && NativeKernels.HasBFloat16 ? 1 : 0;
+
+    [TestMethod]
+    [DataRow(0.0, 1.0)]
+    [DataRow(0.05, 1.0)]
+    [DataRow(0.3, 0.75)]
+    public void AutoMeasuresScoresAgainstTheirSpread(double off, double agreement)
+    {
+        float[][] wide = [[1, -1], [-1, 1], [1, -1], [-1, 1]], narrow = [.. wide.Select(r => r.ToArray())];
+        for (int row = 0; row < 4; row++) narrow[row][0] += (float)(row % 2 == 0 ? off : -off);
+        if (agreement < 1) narrow[3] = [1, 0.5f];
+        (double deviation, double same) = PrecisionChoice.Compare(wide, narrow);
+        if (agreement == 1) Assert.AreEqual(off / Math.Sqrt(2), deviation, 1e-6);
+        else Assert.IsGreaterThan(off / Math.Sqrt(2), deviation);
+        Assert.AreEqual(agreement, same);
+        Assert.AreEqual(double.PositiveInfinity, PrecisionChoice.Compare([[float.NaN, float.NaN]], [[1, 2]]).Deviation);
+        narrow[0][0] = float.NaN;
+        Assert.AreEqual(double.PositiveInfinity, PrecisionChoice.Compare(wide, narrow).Deviation);
+    }
+
+    [TestMethod]
+    public void AModelIsGivenADefinitePrecision()
+    {
+        using ClassificationTransformer model = TinyTask.Text.Train(_ml, TinyTexts.View(_ml, 12));
+        Assert.Contains("chosen by a trainer or a transformer", Assert.ThrowsExactly<ArgumentException>(() => model.Model.Precision = Precision.Auto).Message);
+    }
+
+    [TestMethod]
     public void TheModelZipDoesNotKnowThePrecision()
     {
         IDataView data = TinyTexts.View(_ml, 24);

@@ -69,6 +69,62 @@ public class ResumeTests
     }
 
     [TestMethod]
+    [DataRow(Precision.BFloat16)]
+    [DataRow(Precision.Int8Frozen)]
+    [DataRow(Precision.Auto)]
+    public void ResumedInEveryPrecisionItHasTheBitsOfTheWholeRun(Precision precision)
+    {
+        TrainingOptions In(string? folder)
+        {
+            TrainingOptions options = Options(folder);
+            options.Precision = precision;
+            return options;
+        }
+
+        var notes = new List<string>();
+        TrainingOptions first = In(_folder);
+        (first.KeepCheckpoints, first.CheckpointEvery, first.Note) = (1000, 1, notes.Add);
+        (byte[] bits, TrainingResult whole) = Run(first);
+        if (precision != Precision.Auto) Assert.AreEqual((precision, null), (whole.Precision, whole.PrecisionReason));
+        else Assert.AreEqual(whole.PrecisionReason, notes.Single());
+        foreach (string later in Directory.GetDirectories(_folder).OrderByDescending(d => d.Length).ThenByDescending(d => d, StringComparer.Ordinal))
+        {
+            TrainingOptions options = In(_folder);
+            options.Resume = true;
+            (byte[] resumed, TrainingResult result) = Run(options);
+            CollectionAssert.AreEqual(bits, resumed, $"{precision}, resumed from {Path.GetFileName(later)}");
+            CollectionAssert.AreEqual(whole.Losses.ToArray(), result.Losses.ToArray());
+            Assert.AreEqual((whole.Precision, whole.PrecisionReason), (result.Precision, result.PrecisionReason));
+            foreach (string newest in Directory.GetDirectories(_folder).Where(d => Step(d) >= Step(later))) Directory.Delete(newest, recursive: true);
+        }
+        if (precision == Precision.Auto || (precision == Precision.BFloat16 && !NativeKernels.HasBFloat16)) return;
+        Assert.IsFalse(bits.AsSpan().SequenceEqual(Run(Options(null)).Bits), "It should differ from float32, else it shows nothing.");
+    }
+
+    private static long Step(string folder) => long.Parse(Path.GetFileName(folder)["checkpoint-".Length..], null);
+
+    // What was chosen when the run began stands in the checkpoint: a faster or busier machine does not change it.
+    [TestMethod]
+    public void AResumedRunTakesWhatAutoChose()
+    {
+        TrainingOptions options = Options(_folder);
+        options.Precision = Precision.Auto;
+        (_, TrainingResult part) = Run(options, 3);
+        Assert.IsNotNull(part.PrecisionReason);
+        string state = Path.Combine(Directory.GetDirectories(_folder).Single(), "trainer_state.json"), text = File.ReadAllText(state);
+        string chosen = $"\"Precision\": \"{part.Precision}\"";
+        Assert.Contains(chosen, text);
+        File.WriteAllText(state, text.Replace(chosen, "\"Precision\": \"Int8Frozen\"", StringComparison.Ordinal));
+        options = Options(_folder);
+        (options.Precision, options.Resume) = (Precision.Auto, true);
+        (_, TrainingResult resumed) = Run(options);
+        Assert.AreEqual(Precision.Int8Frozen, resumed.Precision);
+        options = Options(_folder);
+        (options.Precision, options.Resume) = (Precision.BFloat16, true);
+        Assert.Contains("Precision", Assert.ThrowsExactly<InvalidOperationException>(() => Run(options)).Message);
+    }
+
+    [TestMethod]
     public void ResumedAfterTheEndNothingIsTrainedAgain()
     {
         (byte[] bits, TrainingResult whole) = Run(Options(_folder));

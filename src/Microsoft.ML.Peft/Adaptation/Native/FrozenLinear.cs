@@ -73,7 +73,7 @@ internal static unsafe class FrozenLinear
     };
 
     // Gradients have no steps of their own that would serve all rows: they are not quantised.
-    private static Precision Backward(Precision forward) => forward == Precision.Int8Frozen && Calls.HasBFloat16 ? Precision.BFloat16
+    internal static Precision Backward(Precision forward) => forward == Precision.Int8Frozen && Calls.HasBFloat16 ? Precision.BFloat16
         : forward == Precision.BFloat16 ? forward : Precision.Float32;
 
     /// <summary>Rows in int8 as the kernel takes them, int32 <c>[rows, words]</c>, for several products of one input.</summary>

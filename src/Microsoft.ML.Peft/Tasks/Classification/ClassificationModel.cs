@@ -33,6 +33,8 @@ internal interface IClassificationModel : IDisposable
 
     Precision Precision { get; set; }
 
+    PrecisionChoice? Choice { get; }
+
     DataViewSchema OutputSchema(DataViewSchema input);
 
     IDataView Transform(IDataView input);
@@ -89,9 +91,11 @@ internal sealed class ClassificationModel<TRow> : IClassificationModel
 
     public Precision Precision
     {
-        get => Network.Precision;
-        set => Network.Precision = PrecisionCheck.Known(value);
+        get => Classifier.Precision.Asked;
+        set => Classifier.Precision.Asked = value;
     }
+
+    public PrecisionChoice? Choice => Classifier.Precision.Choice;
 
     public DataViewSchema OutputSchema(DataViewSchema input) => ScoredSchema.Make(input, _scorer.OutputColumns(input));
 

@@ -56,6 +56,7 @@ public abstract class ClassificationTransformer : ITransformer, IScoresInPrecisi
     /// <summary>
     /// In what numbers rows are scored; it may be changed at any time, and holds for rows scored from then on. It belongs to the
     /// transformer and not to the model zip: a loaded model scores in <see cref="Precision.Float32"/> until told otherwise.
+    /// With <see cref="Precision.Auto"/> the first 32 rows (fewer long ones) decide; until they have been seen, rows are scored in float32.
     /// </summary>
     /// <exception cref="ArgumentOutOfRangeException">No such precision.</exception>
     public Precision ScoringPrecision
@@ -63,6 +64,9 @@ public abstract class ClassificationTransformer : ITransformer, IScoresInPrecisi
         get => _model.Precision;
         set => _model.Precision = value;
     }
+
+    /// <summary>What <see cref="Precision.Auto"/> chose for scoring, and why; null where it was not asked, or has not yet seen the rows to choose by.</summary>
+    public PrecisionChoice? ScoringPrecisionChoice => _model.Choice;
 
     private protected long Skipped => _model.Skipped;
 

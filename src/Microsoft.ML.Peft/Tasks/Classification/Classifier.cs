@@ -39,6 +39,11 @@ internal sealed class Classifier<TRow>(AdaptedModel model, RowEncoder<TRow> enco
 {
     private int _disposed;
     private long _skipped;
+    private ScoringPrecision<Example>? _precision;
+
+    /// <summary>In what numbers it scores.</summary>
+    public ScoringPrecision<Example> Precision => LazyInitializer.EnsureInitialized(ref _precision, () => new ScoringPrecision<Example>(
+        model.Backbone, row => row.Length, (rows, precision) => Score(rows, () => ClassScores.None(labels.Count), precision), precision => model.Precision = precision));
 
     public AdaptedModel Model => model;
 
@@ -60,8 +65,12 @@ internal sealed class Classifier<TRow>(AdaptedModel model, RowEncoder<TRow> enco
         // A lone row is scored at once: what differs is the rounding.
         using CpuThreads.Lent? threads = rows.Count > 1 ? CpuThreads.Lend() : null;
         Func<ClassScores>? unreadable = encoder.SkipsUnreadable ? Skip : null;
-        return LengthBatches.Score(model.Backbone, examples, (tokens, _) => model.Forward(tokens, new Pass(model.Patches)), unreadable);
+        Precision.See(examples);
+        return Score(examples, unreadable, null);
     }
+
+    private ClassScores[] Score(Example[] rows, Func<ClassScores>? unreadable, Precision? precision) => LengthBatches.Score(
+        model.Backbone, rows, (tokens, _) => model.Forward(tokens, new Pass(model.Patches) { Instead = precision }), unreadable);
 
     private ClassScores Skip()
     {

@@ -17,7 +17,11 @@ internal sealed class TextAdapterClassifier : IDisposable
     private int _disposed;
 
     public TextAdapterClassifier(Backbone backbone, AdapterSet adapters, TextEncoder encoder, LabelSet labels) =>
-        (Backbone, Adapters, Encoder, Labels) = (backbone, adapters, encoder, labels);
+        (Backbone, Adapters, Encoder, Labels, Precision) = (backbone, adapters, encoder, labels,
+            new ScoringPrecision<(Example Example, string Adapter)>(backbone, row => row.Example.Length, (rows, precision) => Score(rows, precision), precision => adapters.Precision = precision));
+
+    /// <summary>In what numbers it scores.</summary>
+    public ScoringPrecision<(Example Example, string Adapter)> Precision { get; }
 
     public Backbone Backbone { get; }
 
@@ -33,8 +37,13 @@ internal sealed class TextAdapterClassifier : IDisposable
         ObjectDisposedException.ThrowIf(_disposed != 0, typeof(TextAdapterTransformer));
         var examples = new Example[rows.Count];
         for (int i = 0; i < examples.Length; i++) examples[i] = Encoder.Encode(rows[i].Text);
-        return LengthBatches.Score(Backbone, examples, (tokens, places) => Adapters.Forward(tokens, Array.ConvertAll(places, i => rows[i].Adapter)));
+        (Example Example, string Adapter)[] named = [.. examples.Zip(rows, (e, r) => (e, r.Adapter))];
+        Precision.See(named);
+        return Score(named, null);
     }
+
+    private ClassScores[] Score((Example Example, string Adapter)[] rows, Precision? precision) => LengthBatches.Score(Backbone, Array.ConvertAll(rows, r => r.Example),
+        (tokens, places) => Adapters.Forward(tokens, Array.ConvertAll(places, i => rows[i].Adapter), precision ?? Adapters.Precision));
 
     public void Dispose()
     {

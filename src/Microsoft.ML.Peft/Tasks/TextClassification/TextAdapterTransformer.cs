@@ -50,9 +50,12 @@ public sealed class TextAdapterTransformer : ITransformer, IScoresInPrecision, I
     /// <exception cref="ArgumentOutOfRangeException">No such precision.</exception>
     public Precision ScoringPrecision
     {
-        get => _classifier.Adapters.Precision;
-        set => _classifier.Adapters.Precision = PrecisionCheck.Known(value);
+        get => _classifier.Precision.Asked;
+        set => _classifier.Precision.Asked = value;
     }
+
+    /// <summary>What <see cref="Precision.Auto"/> chose for scoring, and why; null where it was not asked, or has not yet seen the rows to choose by.</summary>
+    public PrecisionChoice? ScoringPrecisionChoice => _classifier.Precision.Choice;
 
     /// <summary>Names of the adapters and compositions.</summary>
     public IReadOnlyList<string> Adapters => _classifier.Adapters.Names;
