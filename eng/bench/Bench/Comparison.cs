@@ -8,7 +8,7 @@ namespace Microsoft.ML.Peft.Bench;
 /// <summary>Runs the sections, all of them once a round, and writes the page of results.</summary>
 internal sealed class Comparison(string folder, Sides sides, Arguments arguments)
 {
-    private static readonly string[] _all = ["minilm", "base", "latency", "start"];
+    private static readonly string[] _all = ["minilm", "base", "latency", "start", "growth"];
 
     public int Run(string output)
     {
@@ -45,7 +45,8 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
             "minilm" => new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), hasGoals: true),
             "base" => new Throughput("BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), 3, hasGoals: false),
             "latency" => new Latency(small, sides, precisions),
-            _ => new Start(small, sides),
+            "start" => new Start(small, sides),
+            _ => new Growth(folder, sides, [.. arguments.List("growth-rows", ["1000", "10000", "100000"]).Select(n => int.Parse(n, CultureInfo.InvariantCulture))]),
         };
     }
 

@@ -129,7 +129,7 @@ internal static class OurSide
     {
         var ml = new MLContext();
         ITransformer loaded = ml.Model.Load(Path.Combine(folder, Preparation.Zip), out _);
-        ((IEnumerable<ITransformer>)loaded).OfType<TextClassificationTransformer>().First().Model.Precision = precision;
+        ((IEnumerable<ITransformer>)loaded).OfType<TextClassificationTransformer>().First().ScoringPrecision = precision;
         using PredictionEngine<Sentence, Answer> engine = ml.Model.CreatePredictionEngine<Sentence, Answer>(loaded);
         IEnumerable<string> texts = File.ReadLines(Path.Combine(folder, Preparation.Texts));
         float[] Predict(string text) => engine.Predict(new Sentence { Text = text }).Score;

@@ -23,7 +23,7 @@ internal static class Preparation
 {
     public const string OnnxFile = "model.onnx", QuantisedFile = "model.int8.onnx", Zip = "model.zip", Texts = "score.texts", SmallName = "MiniLM-L6";
     private const int MostTrainRows = 4096, MostScoreRows = 1024, ZipSteps = 200;
-    private const int Version = 1;    // of what is written here
+    private const int Version = 2;    // of what is written here
     private const ulong Seed = 1;
 
     /// <summary>Folder of the small network, pretrained, and of the one of BERT-base's geometry, with random weights.</summary>
@@ -31,6 +31,12 @@ internal static class Preparation
 
     /// <inheritdoc cref="Small"/>
     public static string Base(string folder) => Path.Combine(folder, "bert-base");
+
+    /// <summary>Folder of the small network's first layer, with its tokenizer.</summary>
+    public static string OneLayer(string folder) => Path.Combine(folder, "growth", "one-layer");
+
+    /// <summary>Folder of a random network as wide as the small one, with so many layers.</summary>
+    public static string Layers(string folder, int layers) => Path.Combine(folder, "growth", $"layers-{layers}");
 
     /// <summary>A table of texts and labels, and a backbone's folder or null for the embedded one. Nothing is done twice.</summary>
     public static void Run(string folder, string name, string train, string test, string? backbone)
@@ -44,6 +50,7 @@ internal static class Preparation
         File.WriteAllText(Path.Combine(folder, "name"), name);
         WriteSmall(Small(folder), train, test, backbone);
         WriteBase(Base(folder), Small(folder));
+        WriteGrowth(folder, backbone);
         File.WriteAllText(stampFile, stamp);
     }
 
@@ -83,6 +90,23 @@ internal static class Preparation
             parameter.Load(parameter.Value + new Methods.Draws((long)Seed, parameter.Name).Normal(0.02, parameter.Value.shape));
         WriteValues(Path.Combine(folder, Material.Trained), model);
         WriteOnnx(folder, model);
+    }
+
+    // Networks of several depths are the deepest one's file under other settings.
+    private static void WriteGrowth(string folder, string? backbone)
+    {
+        using CheckpointFolder checkpoint = backbone is null ? DefaultBackbone.Open() : CheckpointFolder.Open(backbone);
+        string one = OneLayer(folder), small = Material.Backbone(Small(folder), dropout: true);
+        Directory.CreateDirectory(one);
+        foreach (string file in checkpoint.Files.Names.Where(n => !n.Contains('/') && (n.EndsWith(".txt", StringComparison.Ordinal) || n.EndsWith(".json", StringComparison.Ordinal))))
+        {
+            using Stream from = checkpoint.Files.Open(file);
+            using FileStream to = File.Create(Path.Combine(one, file));
+            from.CopyTo(to);
+        }
+        RandomBackbone.WriteCut(one, small, 1);
+        RandomBackbone.Write(Layers(folder, 12), layers: 12, width: 384, heads: 12);
+        for (int layers = 1; layers < 12; layers++) RandomBackbone.WriteCut(Layers(folder, layers), Layers(folder, 12), layers);
     }
 
     private static IEnumerable<Sentence> ReadTable(string path)

@@ -11,6 +11,9 @@ switch (args)
     case ["train" or "score" or "latency" or "first" or "latency-zip" or "first-zip", string folder, .. string[] rest]:
         Console.WriteLine(OurSide.Run(args[0], folder, new Arguments(rest)));
         return 0;
+    case ["growth-rows" or "growth-lengths" or "growth-layers", string folder, .. string[] rest]:
+        Console.WriteLine(GrowthRuns.Run(args[0]["growth-".Length..], folder, new Arguments(rest)));
+        return 0;
     case ["profile", string folder, .. string[] rest]:
         Profile.Run(Preparation.Small(folder), new Arguments(rest));
         return 0;

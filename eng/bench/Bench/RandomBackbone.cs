@@ -52,7 +52,22 @@ internal static class RandomBackbone
         config["hidden_dropout_prob"] = 0.0;
         config["attention_probs_dropout_prob"] = 0.0;
         File.WriteAllText(Path.Combine(without, "config.json"), config.ToJsonString());
-        if (!File.Exists(weights)) File.CreateSymbolicLink(weights, Path.Combine("..", Path.GetFileName(folder), "model.safetensors"));
+        Link(weights, folder);
+    }
+
+    /// <summary>A folder with the first layers of another one's network.</summary>
+    public static void WriteCut(string folder, string whole, int layers)
+    {
+        Directory.CreateDirectory(folder);
+        JsonObject config = JsonNode.Parse(File.ReadAllText(Path.Combine(whole, "config.json")))!.AsObject();
+        config["num_hidden_layers"] = layers;
+        File.WriteAllText(Path.Combine(folder, "config.json"), config.ToJsonString());
+        Link(Path.Combine(folder, "model.safetensors"), whole);
+    }
+
+    private static void Link(string weights, string folder)
+    {
+        if (!File.Exists(weights)) File.CreateSymbolicLink(weights, Path.GetFullPath(Path.Combine(folder, "model.safetensors")));
     }
 
     private static torch.Tensor Value(string name, long[] shape) =>

@@ -17,6 +17,9 @@ internal sealed class Sides(string python, string libraries, string scripts, int
 
     public int Threads => threads;
 
+    /// <summary>The same with another number of threads.</summary>
+    public Sides With(int other) => new(python, libraries, scripts, other);
+
     /// <summary>Whether ONNX Runtime can be measured: ONNXRUNTIME_NODE names a folder with its package.</summary>
     public static bool HasOnnxRuntime => Environment.GetEnvironmentVariable("ONNXRUNTIME_NODE") is { Length: > 0 };
 
