@@ -4,7 +4,7 @@
 # memory, growth, and how near the products come to the machine's peak; prints the ratios and writes eng/bench/RESULTS.md.
 #   ./eng/bench/run.sh [--rounds 5] [--threads CORES] [--only SECTIONS] [--without SECTIONS] [--precisions ALL] [--out FILE]
 #                      [--steps 25] [--base-steps 6] [--loss-steps 30] [--growth-rows 1000,10000,100000] [--keep-environment]
-#   sections: minilm, base (BERT-base's geometry), latency, start, growth; words between commas
+#   sections: minilm, base (BERT-base's geometry), latency, start, roofline, growth; words between commas
 # Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts).
 #   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
 #   ./eng/bench/run.sh --images         images read and resized a second, beside Pillow in Python; writes RESULTS.images.md

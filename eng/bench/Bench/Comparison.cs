@@ -8,7 +8,7 @@ namespace Microsoft.ML.Peft.Bench;
 /// <summary>Runs the sections, all of them once a round, and writes the page of results.</summary>
 internal sealed class Comparison(string folder, Sides sides, Arguments arguments)
 {
-    private static readonly string[] _all = ["minilm", "base", "latency", "start", "growth"];
+    private static readonly string[] _all = ["minilm", "base", "latency", "start", "roofline", "growth"];
 
     public int Run(string output)
     {
@@ -45,6 +45,7 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
             "minilm" => new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), hasGoals: true),
             "base" => new Throughput("BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), 3, hasGoals: false),
             "latency" => new Latency(small, sides, precisions),
+            "roofline" => new Roofline(small, sides, precisions),
             "start" => new Start(small, sides),
             _ => new Growth(folder, sides, [.. arguments.List("growth-rows", ["1000", "10000", "100000"]).Select(n => int.Parse(n, CultureInfo.InvariantCulture))]),
         };
@@ -57,16 +58,20 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
         All sides read the same token ids, the same composition of batches and the same values from files, use {sides.Threads} thread(s) and the same
         environment; PyTorch runs on the same libtorch and BLAS as this library.{(Sides.HasOnnxRuntime ? "" : " ONNX Runtime was not there: set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node.")}
 
-        ## Goals
-
-        | ratio, above 1 in this library's favour | found | goal | |
-        |---|---:|---:|---|
-        {string.Join('\n', sections.SelectMany(s => s.Verdicts).Select(v => v.Row()))}
+        {WriteGoals([.. sections.SelectMany(s => s.Verdicts)])}
 
         {string.Join("\n\n", sections.Select(s => s.Write()))}
 
         {WriteMachine(sections, loadBefore, seconds)}
 
+        """;
+
+    private static string WriteGoals(Verdict[] verdicts) => verdicts.Length == 0 ? "No goal belongs to what was measured." : $"""
+        ## Goals
+
+        | ratio, above 1 in this library's favour | found | goal | |
+        |---|---:|---:|---|
+        {string.Join('\n', verdicts.Select(v => v.Row()))}
         """;
 
     private string WriteMachine(Section[] sections, string loadBefore, double seconds)

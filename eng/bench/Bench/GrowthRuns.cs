@@ -39,7 +39,7 @@ internal static class GrowthRuns
     {
         var ml = new MLContext(seed: 1);
         Dictionary<int, List<(double Train, double Score, long Tokens)>> times = sizes.Append(Few).ToDictionary(n => n, _ => new List<(double, double, long)>());
-        FitAndScore(ml, folder, sizes.Min());
+        FitAndScore(ml, folder, 5 * sizes.Min());
         for (int turn = 0; turn < Turns; turn++)
             foreach (int size in times.Keys.Where(n => turn == 0 || turn < 10 * sizes.Min() / n || n <= sizes.Min()))
                 times[size].Add(FitAndScore(ml, folder, size));

@@ -42,16 +42,16 @@ internal static class Profile
 
         public void Clear() => _parts.Clear();
 
-        public void Print(string title, int steps, long tokens)
+        public void Print(TextWriter writer, string title, int steps, long tokens)
         {
             double total = _parts.Values.Sum(p => p.Seconds);
-            Console.WriteLine(FormattableString.Invariant($"{title}: {total * 1000 / steps:0.0} ms a batch, {tokens / total:0} tokens/s"));
+            writer.WriteLine(FormattableString.Invariant($"{title}: {total * 1000 / steps:0.0} ms a batch, {tokens / total:0} tokens/s"));
             foreach ((string name, (double seconds, long calls)) in _parts.OrderByDescending(p => p.Value.Seconds))
-                Console.WriteLine(FormattableString.Invariant($"  {name,-28} {seconds * 1000 / steps,8:0.00} ms {100 * seconds / total,6:0.0} %  {(double)calls / steps,6:0.#} calls"));
+                writer.WriteLine(FormattableString.Invariant($"  {name,-28} {seconds * 1000 / steps,8:0.00} ms {100 * seconds / total,6:0.0} %  {(double)calls / steps,6:0.#} calls"));
         }
     }
 
-    public static void Run(string folder, Arguments arguments)
+    public static void Run(string folder, Arguments arguments, TextWriter writer)
     {
         using AdaptedModel model = Material.Load(folder, dropout: true, Material.Trained);
         set_num_threads(arguments.Int("threads", Machine.Cores()));
@@ -60,11 +60,11 @@ internal static class Profile
         var inner = new Inner(model.Patches);
         var table = new PatchTable(model.Backbone.Sites.Where(s => s is not Sequence and not Taps)
             .Select(s => KeyValuePair.Create(s, Timed(s, times, inner, model.Patches[s]?.Trainable ?? false))));
-        Train(folder, model, table, inner, times, steps);
-        Score(folder, model, table, inner, times, steps);
+        Train(folder, model, table, inner, times, steps, writer);
+        Score(folder, model, table, inner, times, steps, writer);
     }
 
-    private static void Train(string folder, AdaptedModel model, PatchTable table, Inner inner, Times times, int steps)
+    private static void Train(string folder, AdaptedModel model, PatchTable table, Inner inner, Times times, int steps, TextWriter writer)
     {
         Material material = Material.Read(folder, "train");
         using var optimizer = new AdamW(model.Parameters, 0);
@@ -90,11 +90,11 @@ internal static class Profile
             times.Time("end of the dispose scope", scope.Dispose);
             tokens += rows.Sum(r => (long)r.Length);
         }
-        times.Print("training", steps, tokens);
+        times.Print(writer, "training", steps, tokens);
         times.Clear();
     }
 
-    private static void Score(string folder, AdaptedModel model, PatchTable table, Inner inner, Times times, int steps)
+    private static void Score(string folder, AdaptedModel model, PatchTable table, Inner inner, Times times, int steps, TextWriter writer)
     {
         Material material = Material.Read(folder, "score");
         using var off = no_grad();
@@ -116,7 +116,7 @@ internal static class Profile
                 tokens += rows.Sum(r => (long)r.Length);
             }
         }
-        times.Print("scoring", batches.Length, tokens);
+        times.Print(writer, "scoring", batches.Length, tokens);
     }
 
     /// <summary>The pass of the timed sites: what the model wears without the timing.</summary>

@@ -14,8 +14,14 @@ switch (args)
     case ["growth-rows" or "growth-lengths" or "growth-layers", string folder, .. string[] rest]:
         Console.WriteLine(GrowthRuns.Run(args[0]["growth-".Length..], folder, new Arguments(rest)));
         return 0;
+    case ["peak", _, .. string[] rest]:
+        Console.WriteLine(RooflineRuns.Peak(new Arguments(rest)));
+        return 0;
+    case ["kernels-train" or "kernels-score", string folder, .. string[] rest]:
+        Console.WriteLine(RooflineRuns.Kernels(folder, args[0]["kernels-".Length..], new Arguments(rest)));
+        return 0;
     case ["profile", string folder, .. string[] rest]:
-        Profile.Run(Preparation.Small(folder), new Arguments(rest));
+        Profile.Run(Preparation.Small(folder), new Arguments(rest), Console.Out);
         return 0;
     case ["sites"]:
         Sites.Run();

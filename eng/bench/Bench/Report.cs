@@ -18,6 +18,8 @@ internal sealed record Report
     /// <summary>Other figures by name.</summary>
     public Dictionary<string, double> Numbers { get; init; } = [];
 
+    public string Text { get; init; } = "";
+
     public long Tokens { get; init; }
 
     public double Seconds { get; init; }
