@@ -6,6 +6,8 @@
 #                      [--steps 25] [--base-steps 6] [--loss-steps 30] [--growth-rows 1000,10000,100000] [--keep-environment]
 #   sections: minilm, base (BERT-base's geometry), latency, start, roofline, growth; words between commas
 # Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts).
+#   ./eng/bench/run.sh --rows [--count 1000000] [--model one-layer|minilm]
+#                                       memory and speed of `peft predict` over a very long table; writes RESULTS.rows.md
 #   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
 #   ./eng/bench/run.sh --images         images read and resized a second, beside Pillow in Python; writes RESULTS.images.md
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
@@ -46,6 +48,11 @@ fi
 
 if [ "${1:-}" = --profile ]; then
     exec "$bench" profile "$folder" "${@:2}"
+fi
+
+if [ "${1:-}" = --rows ]; then
+    dotnet build src/Microsoft.ML.Peft.Cli -c Release --nologo -v q -clp:NoSummary >&2
+    exec "$bench" rows "$folder" "artifacts/$source/bin/Microsoft.ML.Peft.Cli/release/peft.dll" eng/bench/RESULTS.rows.md "${@:2}"
 fi
 
 # ---- the Python with torch ----

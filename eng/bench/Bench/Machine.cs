@@ -49,9 +49,24 @@ internal static class Machine
         return found.Length == 0 ? "none" : string.Join(", ", found);
     }
 
-    public static double PeakMemoryMiB()
+    /// <summary>The most memory that this process has had.</summary>
+    public static double PeakMemoryMiB() => StatusMiB("self", "VmHWM:");
+
+    /// <summary>The memory that a process has now; 0 where it has ended.</summary>
+    public static double ResidentMiB(int process) => StatusMiB(process.ToString(CultureInfo.InvariantCulture), "VmRSS:");
+
+    private static double StatusMiB(string process, string field)
     {
-        string? line = File.Exists("/proc/self/status") ? File.ReadLines("/proc/self/status").FirstOrDefault(l => l.StartsWith("VmHWM:", StringComparison.Ordinal)) : null;
+        string path = $"/proc/{process}/status";
+        string? line = null;
+        try
+        {
+            if (File.Exists(path)) line = File.ReadLines(path).FirstOrDefault(l => l.StartsWith(field, StringComparison.Ordinal));
+        }
+        catch (IOException)
+        {
+            // It ended while it was read.
+        }
         return line is null ? 0 : double.Parse(line.Split(' ', '\t').First(w => w.Length > 0 && char.IsDigit(w[0])), CultureInfo.InvariantCulture) / 1024;
     }
 

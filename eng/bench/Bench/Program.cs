@@ -20,6 +20,8 @@ switch (args)
     case ["kernels-train" or "kernels-score", string folder, .. string[] rest]:
         Console.WriteLine(RooflineRuns.Kernels(folder, args[0]["kernels-".Length..], new Arguments(rest)));
         return 0;
+    case ["rows", string folder, string cli, string output, .. string[] rest]:
+        return new Million(folder, cli, new Arguments(rest)).Run(output);
     case ["profile", string folder, .. string[] rest]:
         Profile.Run(Preparation.Small(folder), new Arguments(rest), Console.Out);
         return 0;
