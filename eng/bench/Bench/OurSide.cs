@@ -3,6 +3,7 @@
 using System.Diagnostics;
 using System.Text.Json;
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Tasks;
 using Microsoft.ML.Peft.Training;
 using TorchSharp;
@@ -33,13 +34,15 @@ internal static class OurSide
     {
         bool train = mode == "train";
         using AdaptedModel model = Material.Load(folder, arguments.Text("dropout", "on") == "on", train ? Material.Init : Material.Trained);
-        model.Precision = precision;
         Material material = Material.Read(folder, train ? "train" : "score");
         int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
         int warmup = arguments.Int("warmup", 3);
+        // The trainer chooses by itself.
+        if (precision != Precision.Auto) model.Precision = precision;
+        else if (!train) model.ChoosePrecision(Tokens(model, material.Rows, batches[batches.Length / 2]));
         return mode switch
         {
-            "train" => Train(model, material.Rows, batches, warmup, arguments.Number("rate", 5e-4)),
+            "train" => Train(model, material.Rows, batches, warmup, arguments.Number("rate", 5e-4), precision),
             "score" => Score(model, material.Rows, batches, warmup),
             "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row)),
             "first" => Score(model, material.Rows, [[0]], 0),
@@ -48,7 +51,7 @@ internal static class OurSide
     }
 
     /// <summary>The library's own trainer over batches that are given; seconds and tokens count from the end of the warm-up steps.</summary>
-    public static Report Train(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup, double rate)
+    public static Report Train(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup, double rate, Precision precision = Precision.Float32)
     {
         long began = Stopwatch.GetTimestamp();
         TimeSpan cpu = Environment.CpuUsage.TotalTime;
@@ -60,7 +63,7 @@ internal static class OurSide
             WeightDecay = 0,
             PadToMultiple = 1,
             Seed = 1,
-            Precision = model.Precision,
+            Precision = precision,
         };
         var trainer = new Trainer(options)
         {
@@ -110,9 +113,11 @@ internal static class OurSide
     private static float[] Score(AdaptedModel model, IReadOnlyList<Example> rows, int[] batch)
     {
         using var scope = NewDisposeScope();
-        BatchArrays arrays = BatchArrays.Of(Array.ConvertAll(batch, r => rows[r]), model.Backbone.Config, 1);
-        return model.Forward(MiniBatch.ToTokens(arrays, CPU), new Pass(model.Patches)).data<float>().ToArray();
+        return model.Forward(Tokens(model, rows, batch), new Pass(model.Patches)).data<float>().ToArray();
     }
+
+    private static TokenBatch Tokens(AdaptedModel model, IReadOnlyList<Example> rows, int[] batch) =>
+        MiniBatch.ToTokens(BatchArrays.Of(Array.ConvertAll(batch, r => rows[r]), model.Backbone.Config, 1), CPU);
 
     // What the transformer calls for a row, less ML.NET and the tokenizer.
     private static float[] Probabilities(AdaptedModel model, Example row) =>

@@ -51,6 +51,24 @@ public sealed class AdaptedModel : IDisposable
         set => _precision = PrecisionCheck.Definite(value);
     }
 
+    /// <summary>Sets <see cref="Precision"/> to what <see cref="Precision.Auto"/> stands for here: for those who score with plain tensors.</summary>
+    /// <param name="sample">A batch to choose by; some 32 rows.</param>
+    /// <returns>What was chosen, and why.</returns>
+    public PrecisionChoice ChoosePrecision(TokenBatch sample)
+    {
+        float[][] Score(Precision precision)
+        {
+            using var scope = NewDisposeScope();
+            using var off = no_grad();
+            Tensor scores = Forward(sample, new Pass(_table) { Instead = precision });
+            return [.. scores.to_type(ScalarType.Float32).cpu().contiguous().data<float>().ToArray().Chunk((int)scores.shape[^1])];
+        }
+
+        PrecisionChoice choice = PrecisionChoice.Make(Backbone, training: false, (int)sample.Mask.shape[0], Score);
+        Precision = choice.Precision;
+        return choice;
+    }
+
     /// <summary>All parameters and buffers of adaptation and head, in a stable order.</summary>
     public IReadOnlyList<NamedParameter> Parameters => [.. Adaptation?.Parameters ?? [], .. Head.Parameters];
 
