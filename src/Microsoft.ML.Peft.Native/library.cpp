@@ -160,14 +160,47 @@ void pn_free(pn_weights* weights) {
 
 int64_t pn_bytes(const pn_weights* weights) { return weights ? (int64_t)weights->bytes : 0; }
 
-int pn_product_run(const pn_product* p) {
+static int check(const pn_product* p) {
     if (!p || !p->x || !p->y || (!p->packed && !p->w) || p->in < 1 || p->rows < 0) return refuse("a product needs both factors and a result");
     if (p->packed && (p->packed->out != p->out || p->packed->in != p->in)) return refuse("the packed weight has another shape");
     if (p->rows_int8 && !(p->packed && p->packed->int8)) return refuse("rows in int8 need a weight in int8");
     if (p->packed && p->packed->int8 && p->x_in != 1) return refuse("a weight in int8 takes rows whose numbers lie together");
     if (p->low && (!p->up || p->rank < 1)) return refuse("a low-rank term needs both factors");
-    if (p->accumulate && (p->activation || p->dropout.threshold > 0)) return refuse("what is added to is neither activated nor dropped out");
-    return done(kernels().product(*p));
+    if (p->accumulate && (p->activation || p->dropout.threshold > 0 || p->y_bfloat16)) return refuse("what is added to is neither activated nor dropped out nor rounded");
+    if (p->slopes && (!p->before || p->activation == PN_LINEAR)) return refuse("slopes need the activation and its argument");
+    if (!(p->x_bfloat16 || p->y_bfloat16 || p->before_bfloat16)) return 0;
+    if (!p->packed || !p->packed->bfloat16) return refuse("rows in bfloat16 go with weights in bfloat16");
+    return p->x_bfloat16 && (p->x_in != 1 || p->x_row < (p->in + 1) / 2 * 2) ? refuse("rows in bfloat16 lie together, an even number of them") : 0;
+}
+
+int pn_product_run(const pn_product* p) {
+    if (int refused = check(p)) return refused;
+    return done(kernels().products(p, 1));
+}
+
+int pn_products_run(const pn_product* list, int32_t count) {
+    if (!list || count < 1 || count > pn::MostProducts) return refuse("products at once are one to eight");
+    for (int32_t i = 0; i < count; i++) {
+        if (int refused = check(list + i)) return refused;
+        if (!list[i].packed) return refuse("products at once have packed weights");
+        if (i > 0 && list[i].accumulate && list[i].y == list[i - 1].y && (list[i].rows != list[i - 1].rows || list[i].out != list[i - 1].out))
+            return refuse("products that are added up have one shape");
+    }
+    return done(kernels().products(list, count));
+}
+
+static int check(const pn_low_rank* l) {
+    return l && l->x && l->a && l->low && l->rows >= 0 && l->in > 0 && l->rank > 0 ? 0 : refuse("a low-rank factor needs rows and a result");
+}
+
+int pn_low_rank_product(const pn_low_rank* l) {
+    if (int refused = check(l)) return refused;
+    return done(kernels().low_rank_product(*l));
+}
+
+int pn_low_rank_gradient(const pn_low_rank* l) {
+    if (int refused = check(l)) return refused;
+    return done(kernels().low_rank_gradient(*l));
 }
 
 static int check(const pn_attention* a) {
@@ -195,6 +228,7 @@ int pn_norm_forward(const pn_norm* n) {
 
 int pn_norm_backward(const pn_norm* n) {
     if (!n || !n->x || !n->d_y || !n->d_x || !n->weight || n->width < 1) return refuse("the backward pass of a norm needs rows, weights, gradients and a result");
+    if (n->d_dropped && n->dropped_bfloat16 && !pn_has_bfloat16()) return refuse("this processor has no numbers in bfloat16");
     return done(kernels().norm_backward(*n));
 }
 

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 3
+#define PN_ABI 4
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
@@ -69,9 +69,36 @@ typedef struct {
     float* y;                       // rows y_row apart
     int64_t y_row;
     pn_dropout dropout;
+    pn_dropout low_dropout;         // of the low-rank term alone
+    const float* residual;          // added last, rows residual_row apart; null for none
+    int64_t residual_row;
+    int32_t slopes;                 // nonzero: `before` is read, and the result multiplied by the activation's slope there
+    int32_t x_bfloat16;             // what lies at x, y and before is in bfloat16; for weights packed in bfloat16 alone
+    int32_t y_bfloat16;
+    int32_t before_bfloat16;
 } pn_product;
 
 PN_API int pn_product_run(const pn_product* p);
+// Several products with packed weights at once; one that is added to the result of the one before it waits for that.
+PN_API int pn_products_run(const pn_product* list, int32_t count);
+
+// What a low-rank factor [rank, in] has to do with rows that may be dropped out, at place row * in + k. As a product,
+// low = scale dropout(x) a'; as the factor's gradient, a = scale low' dropout(x).
+typedef struct {
+    int64_t rows, in, rank;
+    const float* x;
+    int64_t x_row;                  // entries of a row lie together
+    float* a;                       // a(r, k) = a[r * a_rank + k * a_in]
+    int64_t a_rank, a_in;
+    float* low;
+    int64_t low_row;
+    float scale;
+    int32_t threads;
+    pn_dropout dropout;
+} pn_low_rank;
+
+PN_API int pn_low_rank_product(const pn_low_rank* l);
+PN_API int pn_low_rank_gradient(const pn_low_rank* l);
 
 // Softmax(scale q k' + bias) v by heads; heads of queries that share a head of keys lie one after the other.
 typedef struct {
@@ -107,6 +134,9 @@ typedef struct {
     const float* d_y;               // backward: with x the sum, add null
     float* d_x;
     int32_t threads;
+    void* d_dropped;                // backward: d_x through the dropout of what was added, or null
+    int32_t dropped_bfloat16;
+    pn_dropout dropout;
 } pn_norm;
 
 PN_API int pn_norm_forward(const pn_norm* n);

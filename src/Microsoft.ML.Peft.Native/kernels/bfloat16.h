@@ -1,12 +1,14 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 // The small product in bfloat16: two of k in one instruction, sums in float32.
 #pragma once
+#include "tile.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
-#include "tile.h"
+#endif
 
 namespace PN_NAMESPACE {
 
+#ifdef __AVX512BF16__
 PN_INLINE uint16_t rounded(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -40,7 +42,8 @@ static void pack_bfloat16(const float* source, int64_t out, int64_t in, int64_t 
 template <int Rows>
 PN_INLINE void multiply_pairs(vf (&c)[Rows][2], int64_t pairs, const uint16_t* a, int64_t row, const uint16_t* b) {
     __m512 s[Rows][2];
-    memcpy(s, c, sizeof s);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; i++) s[i][0] = (__m512)c[i][0], s[i][1] = (__m512)c[i][1];
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh left = (__m512bh)_mm512_loadu_si512(b + 2 * k * NR), right = (__m512bh)_mm512_loadu_si512(b + 2 * k * NR + 2 * L);
 #pragma GCC unroll 16
@@ -52,8 +55,31 @@ PN_INLINE void multiply_pairs(vf (&c)[Rows][2], int64_t pairs, const uint16_t* a
             s[i][1] = _mm512_dpbf16_ps(s[i][1], x, right);
         }
     }
-    memcpy(c, s, sizeof s);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; i++) c[i][0] = (vf)s[i][0], c[i][1] = (vf)s[i][1];
 }
 
+// The first n lanes of 16, rounded, and back.
+PN_INLINE void store_rounded(uint16_t* p, vf v, int64_t n) {
+    __m256bh r = _mm512_cvtneps_pbh((__m512)v);
+    if (n >= L) memcpy(p, &r, sizeof r);
+    else memcpy(p, &r, sizeof(uint16_t) * n);
 }
+
+PN_INLINE vf load_rounded(const uint16_t* p, int64_t n) {
+    typedef uint16_t halves __attribute__((vector_size(2 * PN_LANES)));
+    halves r = {};
+    if (n >= L) memcpy(&r, p, sizeof r);
+    else memcpy(&r, p, sizeof(uint16_t) * n);
+    vu wide = __builtin_convertvector(r, vu) << 16;
+    vf v;
+    memcpy(&v, &wide, sizeof v);
+    return v;
+}
+#else
+// Never reached: the interface refuses bfloat16 on this instruction set.
+PN_INLINE void store_rounded(uint16_t*, vf, int64_t) {}
+PN_INLINE vf load_rounded(const uint16_t*, int64_t) { return vf{}; }
 #endif
+
+}

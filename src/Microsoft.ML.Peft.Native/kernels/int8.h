@@ -165,7 +165,7 @@ static void tile_int8(const pn_product& p, const Weights8& w, const int32_t* row
         read<Rows>(old, y, p.y_row, columns);
         for (int i = 0; i < Rows; i++) c[i][0] += old[i][0], c[i][1] += old[i][1];
     }
-    if (p.low) multiply<Rows, true>(c, p.rank, Left{p.low + m * p.low_row, p.low_row, 1}, up + panel * p.rank * NR, NR);
+    if (p.low) add_low_rank<Rows>(c, p, up + panel * p.rank * NR, m, n);
     finish<Rows>(c, p, m, n, columns);
     write<Rows>(c, y, p.y_row, columns);
 }

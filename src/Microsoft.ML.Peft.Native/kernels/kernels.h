@@ -22,7 +22,9 @@ struct Kernels {
     int64_t group;  // numbers in the 32 bits of a group: 4 where there are products of bytes
     void (*pack_int8)(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float* target);
     int (*quantise)(const float* x, int64_t rows, int64_t x_row, int64_t in, int32_t* target, int threads);
-    int (*product)(const pn_product& p);
+    int (*products)(const pn_product* list, int count);
+    int (*low_rank_product)(const pn_low_rank& l);
+    int (*low_rank_gradient)(const pn_low_rank& l);
     int (*attention_forward)(const pn_attention& a);
     int (*attention_backward)(const pn_attention& a);
     int (*norm_forward)(const pn_norm& n);
@@ -35,6 +37,6 @@ struct Kernels {
 // Memory of the calling thread that stays for its next call; a slot each for what is needed at once. Null where there is none left.
 float* scratch(int slot, size_t floats);
 
-constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2, SlotRows = 3, Slots = 4;
+constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2, SlotRows = 3, Slots = 4, MostProducts = 8;
 
 }

@@ -2,8 +2,8 @@
 // Norms over the last axis with the residual sum before them, dropout, activations: what is bound by memory, in one reading.
 #pragma once
 #include <math.h>
+#include "bfloat16.h"
 #include "kernels.h"
-#include "vec.h"
 
 namespace PN_NAMESPACE {
 
@@ -66,7 +66,13 @@ static int norm_backward(const pn_norm& n) {
         for (int64_t j = 0; j < n.width; j += L) {
             vf g = load(d_y + j, n.width - j) * load(n.weight + j, n.width - j);
             vf normed = (load(x + j, n.width - j) - mean) * rate;
-            store(d_x + j, (g - level - normed * tilt) * rate, n.width - j);
+            vf d = (g - level - normed * tilt) * rate;
+            store(d_x + j, d, n.width - j);
+            if (!n.d_dropped) continue;
+            int64_t at = i * n.width + j;
+            if (n.dropout.threshold > 0) d *= kept((uint32_t)at, n.dropout);
+            if (n.dropped_bfloat16) store_rounded((uint16_t*)n.d_dropped + at, d, n.width - j);
+            else store((float*)n.d_dropped + at, d, n.width - j);
         }
     }
     return 0;

@@ -2,6 +2,7 @@
 // All kernels for one instruction set: compiled once for each, with the set's flags and PN_NAMESPACE, PN_LANES, PN_TILE_ROWS.
 #include "attention.h"
 #include "int8.h"
+#include "low_rank.h"
 #include "norm.h"
 #include "product.h"
 
@@ -18,7 +19,7 @@ namespace PN_NAMESPACE {
 
 extern const pn::Kernels kernels;
 const pn::Kernels kernels = {
-    PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, Group, pack_int8, quantise_rows, product, attention_forward, attention_backward, norm_forward, norm_backward,
+    PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, Group, pack_int8, quantise_rows, products, low_rank_product, low_rank_gradient, attention_forward, attention_backward, norm_forward, norm_backward,
     dropout, activation_forward, activation_backward,
 };
 

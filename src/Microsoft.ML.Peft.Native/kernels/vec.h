@@ -124,6 +124,36 @@ PN_INLINE vf slope(vf x, int kind) {
     }
 }
 
+// The same two of GELU within 1e-4, for what is rounded to bfloat16 next: odd polynomials, exact where they end.
+PN_INLINE vf activate_roughly(vf x, int kind) {
+    if (kind != PN_GELU) return activate(x, kind);
+    vf u = least(most(x, all(-4.2f)), all(4.2f)), z = u * u;
+    vf p = z * 5.524179725e-11f - 5.262054348e-09f;
+    p = p * z + 2.223551405e-07f;
+    p = p * z - 5.553677056e-06f;
+    p = p * z + 9.252873861e-05f;
+    p = p * z - 1.102582086e-03f;
+    p = p * z + 9.794963524e-03f;
+    p = p * z - 6.631120294e-02f;
+    p = p * z + 3.988864124e-01f;
+    return x * (p * u + 0.5f);
+}
+
+PN_INLINE vf slope_roughly(vf x, int kind) {
+    if (kind != PN_GELU) return slope(x, kind);
+    vf u = least(most(x, all(-4.6f)), all(4.6f)), z = u * u;
+    vf p = 2.175871705e-09f - z * 1.835309509e-11f;
+    p = p * z - 1.134855552e-07f;
+    p = p * z + 3.442561137e-06f;
+    p = p * z - 6.776129885e-05f;
+    p = p * z + 9.148234967e-04f;
+    p = p * z - 8.704578504e-03f;
+    p = p * z + 5.835130438e-02f;
+    p = p * z - 2.646574378e-01f;
+    p = p * z + 7.975457311e-01f;
+    return p * u + 0.5f;
+}
+
 // 0 or the kept factor for the entries from `place` on: two rounds of a 32-bit finisher, half of the mixed key before each.
 PN_INLINE vf kept(uint32_t place, const pn_dropout& d) {
     vi at = lanes();

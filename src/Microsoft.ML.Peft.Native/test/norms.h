@@ -28,6 +28,11 @@ static void norm_case(int64_t rows, int64_t width, bool add, bool root) {
     pn_norm back = n;
     back.x = add ? sum.data() : x.data(), back.add = nullptr, back.d_y = g.data(), back.d_x = d.data();
     expect_ok(text, pn_norm_backward(&back));
+    vector<float> dropped(rows * width), again(rows * width);
+    back.d_dropped = dropped.data(), back.d_x = again.data(), back.dropout = some_dropout(add ? 0.2 : 0);
+    expect_ok(text, pn_norm_backward(&back));
+    for (int64_t i = 0; i < rows * width; i++) again[i] *= (float)factor(back.dropout, (uint32_t)i);
+    expect(std::string(text) + ", dropped", distance(dropped, again), 0);
     double worst = 0, worst_slope = 0;
     for (int64_t i = 0; i < rows; i++) {
         vector<double> row(z.begin() + i * width, z.begin() + (i + 1) * width);

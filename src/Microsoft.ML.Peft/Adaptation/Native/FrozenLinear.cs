@@ -158,19 +158,10 @@ internal static unsafe class FrozenLinear
     // dropout(x) Aᵀ, [rows, rank]
     private static Tensor First(Call call, Tensor x, Tensor a, long rows)
     {
-        Tensor low = empty([rows, a.shape[0]], dtype: ScalarType.Float32);
-        using Tensor? dropped = Dropped(x, call.LowDropout);
-        long width = a.shape[1];
-        Run(new NativeProduct { Rows = rows, Out = a.shape[0], In = width, X = Pointer(dropped ?? x), XRow = width, XIn = 1, W = Pointer(a), WOut = width, WIn = 1, Y = Pointer(low), YRow = a.shape[0] });
+        (long rank, long width) = (a.shape[0], a.shape[1]);
+        Tensor low = empty([rows, rank], dtype: ScalarType.Float32);
+        Run(new NativeLowRank { Rows = rows, In = width, Rank = rank, X = Pointer(x), XRow = width, A = Pointer(a), ARank = width, AIn = 1, Low = Pointer(low), LowRow = rank, Scale = 1, Dropout = call.LowDropout });
         return low;
-    }
-
-    private static Tensor? Dropped(Tensor x, NativeDropout mask)
-    {
-        if (mask.Threshold == 0) return null;
-        Tensor dropped = empty(x.shape, dtype: ScalarType.Float32);
-        Check(Calls.Dropout(Pointer(x), Pointer(dropped), x.numel(), &mask, get_num_threads()));
-        return dropped;
     }
 
     /// <summary>The product of an input with first factors <c>[ranks, in]</c>, <c>[rows, ranks]</c>; no graph.</summary>
@@ -246,23 +237,20 @@ internal static unsafe class FrozenLinear
         (long rank, long inWidth, long outWidth) = (a.shape[0], a.shape[1], b.shape[0]);
         long rows = x.numel() / inWidth;
         Tensor back = empty([rows, rank], dtype: ScalarType.Float32);                    // s dy B
-        Run(new NativeProduct { Rows = rows, Out = rank, In = outWidth, X = Pointer(gradient), XRow = outWidth, XIn = 1, W = Pointer(b), WOut = 1, WIn = rank, Y = Pointer(back), YRow = rank });
-        back.mul_(call.Scale);
+        var l = new NativeLowRank { Rows = rows, In = outWidth, Rank = rank, X = Pointer(gradient), XRow = outWidth, A = Pointer(b), ARank = 1, AIn = rank, Low = Pointer(back), LowRow = rank, Scale = (float)call.Scale };
+        Run(l);
         Tensor? below = call.Input ? Below(call, gradient, back, a) : null;
-        Tensor? first = null, second = null;
-        if (call.A)
-        {
-            Tensor seen = Dropped(x, call.LowDropout) ?? x;
-            first = empty([rank, inWidth], dtype: ScalarType.Float32);
-            Run(new NativeProduct { Rows = rank, Out = inWidth, In = rows, X = Pointer(back), XRow = 1, XIn = rank, W = Pointer(seen), WOut = 1, WIn = inWidth, Y = Pointer(first), YRow = inWidth });
-        }
-        if (call.B)
-        {
-            second = empty([outWidth, rank], dtype: ScalarType.Float32);
-            Run(new NativeProduct { Rows = outWidth, Out = rank, In = rows, X = Pointer(gradient), XRow = 1, XIn = outWidth, W = Pointer(low), WOut = 1, WIn = rank, Y = Pointer(second), YRow = rank });
-            second.mul_(call.Scale);
-        }
+        Tensor? first = call.A ? empty([rank, inWidth], dtype: ScalarType.Float32) : null, second = call.B ? empty([outWidth, rank], dtype: ScalarType.Float32) : null;
+        if (second is not null) Run(l with { A = Pointer(second), Low = Pointer(low) }, gradient: true);
+        if (first is not null)
+            Run(l with { In = inWidth, X = Pointer(x), XRow = inWidth, A = Pointer(first), ARank = inWidth, AIn = 1, Scale = 1, Dropout = call.LowDropout }, gradient: true);
         return [below!, first!, second!];
+    }
+
+    internal static void Run(NativeLowRank l, bool gradient = false)
+    {
+        l.Threads = get_num_threads();
+        Check(gradient ? Calls.LowRankGradient(&l) : Calls.LowRankProduct(&l));
     }
 
     // dy W, and what the term's first factor gives back, through its mask.
@@ -273,16 +261,12 @@ internal static unsafe class FrozenLinear
         shape[^1] = site.In;
         Tensor below = empty(shape, dtype: ScalarType.Float32);
         var p = new NativeProduct { Rows = gradient.numel() / site.Out, Out = site.In, In = site.Out, X = Pointer(gradient), XRow = site.Out, XIn = 1, Y = Pointer(below), YRow = site.In };
-        if (back is not null && call.LowDropout.Threshold == 0)
+        if (back is not null)
         {
             p.Low = Pointer(back);
             p.Up = Pointer(a!);
+            p.LowDropout = call.LowDropout;
             (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (back.shape[1], back.shape[1], 1, site.In, 1);
-        }
-        else if (back is not null)
-        {
-            Run(new NativeProduct { Rows = p.Rows, Out = site.In, In = back.shape[1], X = Pointer(back), XRow = back.shape[1], XIn = 1, W = Pointer(a!), WOut = 1, WIn = site.In, Y = p.Y, YRow = site.In, Dropout = call.LowDropout });
-            p.Accumulate = 1;
         }
         Run(p, site.PackedBackward(Backward(call.Precision)));
         return below;

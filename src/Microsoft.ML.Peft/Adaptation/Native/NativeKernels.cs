@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 3;
+    private const int Abi = 4;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 
@@ -114,6 +114,9 @@ public static class NativeKernels
             Free = (delegate* unmanaged<nint, void>)Of("pn_free");
             Bytes = (delegate* unmanaged<nint, long>)Of("pn_bytes");
             Product = (delegate* unmanaged<NativeProduct*, int>)Of("pn_product_run");
+            Products = (delegate* unmanaged<NativeProduct*, int, int>)Of("pn_products_run");
+            LowRankProduct = (delegate* unmanaged<NativeLowRank*, int>)Of("pn_low_rank_product");
+            LowRankGradient = (delegate* unmanaged<NativeLowRank*, int>)Of("pn_low_rank_gradient");
             AttentionForward = (delegate* unmanaged<NativeAttention*, int>)Of("pn_attention_forward");
             AttentionBackward = (delegate* unmanaged<NativeAttention*, int>)Of("pn_attention_backward");
             NormForward = (delegate* unmanaged<NativeNorm*, int>)Of("pn_norm_forward");
@@ -141,6 +144,9 @@ public static class NativeKernels
         public readonly delegate* unmanaged<nint, void> Free;
         public readonly delegate* unmanaged<nint, long> Bytes;
         public readonly delegate* unmanaged<NativeProduct*, int> Product;
+        public readonly delegate* unmanaged<NativeProduct*, int, int> Products;
+        public readonly delegate* unmanaged<NativeLowRank*, int> LowRankProduct;
+        public readonly delegate* unmanaged<NativeLowRank*, int> LowRankGradient;
         public readonly delegate* unmanaged<NativeAttention*, int> AttentionForward;
         public readonly delegate* unmanaged<NativeAttention*, int> AttentionBackward;
         public readonly delegate* unmanaged<NativeNorm*, int> NormForward;

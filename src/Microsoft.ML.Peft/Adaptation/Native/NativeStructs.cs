@@ -61,6 +61,25 @@ internal unsafe struct NativeProduct
     public float* Y;
     public long YRow;
     public NativeDropout Dropout;
+    public NativeDropout LowDropout;
+    public float* Residual;
+    public long ResidualRow;
+    public int Slopes, XBFloat16, YBFloat16, BeforeBFloat16;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeLowRank
+{
+    public long Rows, In, Rank;
+    public float* X;
+    public long XRow;
+    public float* A;
+    public long ARank, AIn;
+    public float* Low;
+    public long LowRow;
+    public float Scale;
+    public int Threads;
+    public NativeDropout Dropout;
 }
 
 [StructLayout(LayoutKind.Sequential)]
@@ -101,4 +120,7 @@ internal unsafe struct NativeNorm
     public float* DY;
     public float* DX;
     public int Threads;
+    public float* DDropped;
+    public int DroppedBFloat16;
+    public NativeDropout Dropout;
 }
