@@ -35,6 +35,9 @@ public abstract class PostNormEncoder : Backbone
         Norm AttentionNorm, Norm FeedForwardNorm, AttentionCore Core, Block Attention, Block FeedForward, Block Whole,
         Residual AttentionResidual, Residual FeedForwardResidual, Sequence Sequence)
     {
+        /// <summary>The same as kernels run it at once.</summary>
+        public required FusedLayer.Parts Fused { get; init; }
+
         /// <summary>True where a token's output depends on the others' through keys and values alone, whatever is worn.</summary>
         public bool TokenByToken(Pass pass)
         {
@@ -51,7 +54,7 @@ public abstract class PostNormEncoder : Backbone
     {
         long width = Config.HiddenSize, inner = Config.IntermediateSize;
         string Path(string part) => path + "." + part;
-        _layers.Add(new EncoderLayer(
+        var parts = new EncoderLayer(
             AddProjection(Path(names.Query), SiteRole.Query, layer, width, width, attentionBias),
             AddProjection(Path(names.Key), SiteRole.Key, layer, width, width, attentionBias),
             AddProjection(Path(names.Value), SiteRole.Value, layer, width, width, attentionBias),
@@ -66,8 +69,15 @@ public abstract class PostNormEncoder : Backbone
             Add(new Block(path, SiteRole.LayerBlock, layer)),
             Add(new Residual(Path(names.AttentionResidual), SiteRole.AttentionResidual, layer)),
             Add(new Residual(Path(names.FeedForwardResidual), SiteRole.FeedForwardResidual, layer)),
-            Add(new Sequence(Path("input"), SiteRole.LayerSequence, layer))));
+            Add(new Sequence(Path("input"), SiteRole.LayerSequence, layer)))
+        { Fused = null! };
+        _layers.Add(parts with { Fused = Fused(parts) });
     }
+
+    private FusedLayer.Parts Fused(EncoderLayer parts) => new(
+        [parts.Query, parts.Key, parts.Value, parts.Output, parts.Up, parts.Down], parts.AttentionNorm, parts.FeedForwardNorm, parts.Core,
+        _activation.Kind, Config.AttentionDropout, Config.HiddenDropout,
+        [parts.Core, parts.Attention, parts.FeedForward, parts.Whole, parts.AttentionNorm, parts.FeedForwardNorm, parts.AttentionResidual, parts.FeedForwardResidual]);
 
     /// <summary>Adds what stands after the layers.</summary>
     private protected void AddEnd(string? pooler = null)
@@ -89,6 +99,7 @@ public abstract class PostNormEncoder : Backbone
         EncoderLayer parts = _layers[LayerOf(layer)];
         hidden = parts.Sequence.Forward(hidden, pass);
         bool first = pass.FirstTokenOnly && layer == Config.LayerCount - 1 && parts.TokenByToken(pass);
+        if (ScoreBias(hidden.shape[1], pass) is null && FusedLayer.Apply(parts.Fused, hidden, first, pass) is { } output) return output;
         return parts.Whole.Forward(hidden, x =>
         {
             Tensor attended = pass.Scoped(() => parts.Attention.Forward(x, input => Attention(parts, input, first, pass), pass));
