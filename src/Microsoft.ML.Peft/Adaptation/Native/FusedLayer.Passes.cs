@@ -217,7 +217,7 @@ internal static unsafe partial class FusedLayer
         private readonly Factors _factors;
         private readonly float* _x, _fed, _fedDropped, _inner, _attended, _attendedDropped, _context, _dq, _dk, _dv;
         private readonly long _width, _asked;
-        private readonly bool _smallDown, _smallOut;
+        private readonly bool _smallInner, _smallOut;
         private Kept _kept;
         private Room _room;
 
@@ -229,7 +229,7 @@ internal static unsafe partial class FusedLayer
             (_width, _asked) = (call.Width, call.Asked);
             _x = x is null ? null : Pointer(x);
             // Gradients that feed products alone are written in bfloat16.
-            (_smallDown, _smallOut) = (call.SmallInner, call.Small && call.Terms[Output] is null);
+            (_smallInner, _smallOut) = (call.SmallInnerGradients, call.SmallGradients && call.Terms[Output] is null);
             NeedsQueries = call.Input || call.Trained(Query) || call.Trained(Key) || call.Trained(Value);
             NeedsAttention = NeedsQueries || call.Trained(Output);
             Below = call.Input ? empty([call.Batch, call.Tokens, call.Width], dtype: ScalarType.Float32) : null;
@@ -239,8 +239,8 @@ internal static unsafe partial class FusedLayer
             Tensor work = Memory((5 * rows) + (own ? rows : 0) + (2 * all) + (call.Asked * call.Inner) + 16 + back + (call.Terms[Up] is { A: true } ? rows : 0) + (call.Terms[Down] is { A: true } ? (call.Asked * call.Inner) + 16 : 0));
             _room = new Room(Pointer(work));
             _fed = _room.Take(rows);
-            _fedDropped = _room.Take(_asked * _width, _smallDown);
-            _inner = _room.Take(_asked * call.Inner, call.SmallInner);
+            _fedDropped = _room.Take(_asked * _width, _smallInner);
+            _inner = _room.Take(_asked * call.Inner, _smallInner);
             _attended = own ? _room.Take(rows) : Pointer(Below!);
             _attendedDropped = _room.Take(_asked * _width, _smallOut);
             _context = _room.Take(_asked * _width);
@@ -261,14 +261,14 @@ internal static unsafe partial class FusedLayer
         // From the layer's output to the sum before the attention part's norm, in _attended.
         public void FeedForward(Tensor given)
         {
-            NormBackward(_call.Parts.FeedForwardNorm, _asked, _kept.Fed, Pointer(given), _fed, _fedDropped, _call.Fed, _smallDown);
-            NativeProduct p = Back(Down, _fedDropped, _inner, _smallDown);
+            NormBackward(_call.Parts.FeedForwardNorm, _asked, _kept.Fed, Pointer(given), _fed, _fedDropped, _call.Fed, _smallInner);
+            NativeProduct p = Back(Down, _fedDropped, _inner, _smallInner);
             p.Slopes = 1;
             p.Activation = (int)_call.Parts.Activation;
             p.Before = _kept.Before;
             p.BeforeBFloat16 = _call.SmallInner ? 1 : 0;
-            p.YBFloat16 = _call.SmallInner ? 1 : 0;
-            FrozenLinear.Run(p, _call.Parts.Projections[Down].PackedBackward(_call.Precision));
+            p.YBFloat16 = _smallInner ? 1 : 0;
+            FrozenLinear.Run(p, _call.Parts.Projections[Down].PackedBackward(_call.Gradients));
             if (_call.Terms[Down] is { A: true })
             {
                 float* inner = _room.Take(_asked * _call.Inner);
@@ -280,9 +280,9 @@ internal static unsafe partial class FusedLayer
                 Learn(Down, null, 0, _fedDropped, p.Low);
             }
             if (!NeedsAttention && !_call.Trained(Up)) return;
-            p = Back(Up, _inner, _fed, _call.SmallInner);
+            p = Back(Up, _inner, _fed, _smallInner);
             p.Accumulate = 1;
-            if (NeedsAttention) FrozenLinear.Run(p, _call.Parts.Projections[Up].PackedBackward(_call.Precision));
+            if (NeedsAttention) FrozenLinear.Run(p, _call.Parts.Projections[Up].PackedBackward(_call.Gradients));
             float* attended = null;
             if (_call.Terms[Up] is { A: true }) Norm(_call.Parts.AttentionNorm, _asked, _kept.Attended, attended = _room.Take(_asked * _width));
             Learn(Up, attended, _width, _inner, p.Low);
@@ -293,7 +293,7 @@ internal static unsafe partial class FusedLayer
         public void Attention()
         {
             NativeProduct p = Back(Output, _attendedDropped, _context, _smallOut);
-            if (NeedsQueries) FrozenLinear.Run(p, _call.Parts.Projections[Output].PackedBackward(_call.Precision));
+            if (NeedsQueries) FrozenLinear.Run(p, _call.Parts.Projections[Output].PackedBackward(_call.Gradients));
             Learn(Output, _kept.Context, _width, _attendedDropped, p.Low);
             if (!NeedsQueries) return;
             NativeAttention a = FusedLayer.Attention(_call, _kept);
@@ -311,18 +311,18 @@ internal static unsafe partial class FusedLayer
                 if (_call.First is null)
                 {
                     (list[0], list[1], list[2]) = (q, k, v);
-                    Run(list, 3, _call.Precision, true, sites);
+                    Run(list, 3, _call.Gradients, true, sites);
                 }
                 else
                 {
                     // All tokens answer; those that ask have more.
                     (list[0], list[1]) = (k, v);
-                    Run(list, 2, _call.Precision, true, [sites[Key], sites[Value]]);
+                    Run(list, 2, _call.Gradients, true, [sites[Key], sites[Value]]);
                     q.Y = below + _call.AskedAt;
                     q.YRow = _call.AskedRow;
                     q.Residual = _attended;
                     q.ResidualRow = _width;
-                    FrozenLinear.Run(q, sites[Query].PackedBackward(_call.Precision));
+                    FrozenLinear.Run(q, sites[Query].PackedBackward(_call.Gradients));
                 }
             }
             Learn(Query, _x is null ? null : _x + _call.AskedAt, _call.AskedRow, _dq, q.Low);

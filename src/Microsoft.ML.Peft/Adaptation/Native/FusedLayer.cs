@@ -58,14 +58,15 @@ internal static unsafe partial class FusedLayer
     {
         // Without a graph to keep, parts that run one by one share more.
         if (!On || !(is_grad_enabled() || pass.Training) || !pass.CanKey(0.5) || parts.Activation == ActivationKind.None) return false;
-        if (pass.Precision is not (Precision.Float32 or Precision.BFloat16) || x.ndim != 3 || !NativeKernels.Fits(x)) return false;
+        if (x.ndim != 3 || !NativeKernels.Fits(x)) return false;
+        Precision precision = FrozenLinear.Usable(pass.Precision, parts.Projections[Query]);
         foreach (Site site in parts.Bare)
             if (pass.Patches[site] is not null) return false;
         if (!Frozen(parts.AttentionNorm) || !Frozen(parts.FeedForwardNorm)) return false;
         foreach (Projection site in parts.Projections)
         {
             if (!FrozenLinear.Fits(site, x, site.Bias) || site.Bias is { requires_grad: true }) return false;
-            if (site.Bias is { } bias && !bias.is_contiguous()) return false;
+            if (FrozenLinear.Usable(pass.Precision, site) != precision || site.Bias is { } bias && !bias.is_contiguous()) return false;
             if (pass.Patches[site] is not { } patch) continue;
             if (patch is not WeightPatch { Form: PatchForm.LowRank } worn || !ReferenceEquals(worn.RewriteBias(site.Bias, pass), site.Bias)) return false;
         }
@@ -92,7 +93,7 @@ internal static unsafe partial class FusedLayer
         var call = new Call
         {
             Parts = parts,
-            Small = pass.Precision == Precision.BFloat16 && Calls.HasBFloat16 && parts.Projections[Up] is { In: var width, Out: var inner } && (width | inner) % 2 == 0,
+            Precision = FrozenLinear.Usable(pass.Precision, parts.Projections[Query]),
             Lengths = lengths,
             Batch = x.shape[0],
             Tokens = x.shape[1],
@@ -122,7 +123,7 @@ internal static unsafe partial class FusedLayer
     private sealed class Call
     {
         public required Parts Parts { get; init; }
-        public bool Small { get; init; }
+        public Precision Precision { get; init; }
         public int[]? Lengths { get; init; }
         public long Batch { get; init; }
         public long Tokens { get; init; }
@@ -150,12 +151,21 @@ internal static unsafe partial class FusedLayer
 
         public long Inner => Parts.Projections[Up].Out;
 
-        public Precision Precision => Small ? Precision.BFloat16 : Precision.Float32;
+        /// <summary>In what numbers gradients go through frozen weights.</summary>
+        public Precision Gradients => FrozenLinear.Backward(Precision);
+
+        /// <summary>True where gradients that feed frozen products alone are written in bfloat16.</summary>
+        public bool SmallGradients => Gradients == Precision.BFloat16 && Even;
+
+        /// <summary>The same of the feed-forward part's gradients, which low-rank factors read.</summary>
+        public bool SmallInnerGradients => SmallGradients && Terms[Up] is null && Terms[Down] is null;
+
+        private bool Even => (Width | Inner) % 2 == 0;
 
         public bool Trained(int site) => Terms[site] is { Trained: true };
 
-        // What the activation gives is kept in float32 where a low-rank factor reads it or learns from its gradient.
-        public bool SmallInner => Small && Terms[Up] is null && Terms[Down] is null;
+        /// <summary>True where the activation's argument and result are written in bfloat16: no low-rank factor reads them.</summary>
+        public bool SmallInner => Precision == Precision.BFloat16 && SmallInnerGradients;
 
         public bool ReadsInput => Terms[Query] is { A: true } || Terms[Key] is { A: true } || Terms[Value] is { A: true };
     }
