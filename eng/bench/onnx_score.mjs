@@ -9,7 +9,7 @@ import { join } from 'node:path';
 const [mode, folder, file, threads] = process.argv.slice(2);
 const require = createRequire(join(process.env.ONNXRUNTIME_NODE ?? process.cwd(), 'package.json'));
 const runtime = require('onnxruntime-node');
-const CALLS = 300, CALLS_BEFORE = 30, WARMUP = 3;
+const CALLS = 300, CALLS_BEFORE = 50, WARMUP = 3;
 const numbers = name => readFileSync(join(folder, name), 'utf8').trim().split('\n').map(line => line.split(' ').map(Number));
 
 const rows = numbers('score.rows').map(row => row.slice(1)), batches = numbers('score.batches');

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 RANK, ALPHA, LORA_DROPOUT = 8, 16, 0.05
-CALLS, CALLS_BEFORE = 300, 30
+CALLS, CALLS_BEFORE = 300, 50
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Bench;
 internal static class OurSide
 {
     /// <summary>Calls that are timed one by one, after some that are not.</summary>
-    public const int Calls = 300, CallsBefore = 30;
+    public const int Calls = 300, CallsBefore = 50;
 
     public static string Run(string mode, string folder, Arguments arguments)
     {
@@ -37,21 +37,22 @@ internal static class OurSide
         Material material = Material.Read(folder, train ? "train" : "score");
         int[][] batches = [.. material.Batches.Take(arguments.Int("steps", int.MaxValue))];
         int warmup = arguments.Int("warmup", 3);
-        // The trainer chooses by itself.
+        if (train) return Train(model, precision, material.Rows, batches, warmup, arguments.Number("rate", 5e-4));
+        string chosen = "";
         if (precision != Precision.Auto) model.Precision = precision;
-        else if (!train) model.ChoosePrecision(Tokens(model, material.Rows, batches[batches.Length / 2]));
-        return mode switch
+        else chosen = model.ChoosePrecision(Tokens(model, material.Rows, batches[batches.Length / 2])).ToString();
+        Report report = mode switch
         {
-            "train" => Train(model, material.Rows, batches, warmup, arguments.Number("rate", 5e-4), precision),
             "score" => Score(model, material.Rows, batches, warmup),
             "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row)),
             "first" => Score(model, material.Rows, [[0]], 0),
             _ => throw new ArgumentException($"There is no mode '{mode}'."),
         };
+        return report with { Text = chosen };
     }
 
     /// <summary>The library's own trainer over batches that are given; seconds and tokens count from the end of the warm-up steps.</summary>
-    public static Report Train(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup, double rate, Precision precision = Precision.Float32)
+    public static Report Train(AdaptedModel model, Precision precision, IReadOnlyList<Example> rows, int[][] batches, int warmup, double rate)
     {
         long began = Stopwatch.GetTimestamp();
         TimeSpan cpu = Environment.CpuUsage.TotalTime;
@@ -79,6 +80,7 @@ internal static class OurSide
         return new Report
         {
             Losses = [.. result.Losses],
+            Text = result.PrecisionReason ?? "",
             Tokens = batches.Skip(warmup).Sum(b => b.Sum(r => (long)rows[r].Length)),
             Seconds = seconds,
             CpuSeconds = (Environment.CpuUsage.TotalTime - cpu).TotalSeconds,

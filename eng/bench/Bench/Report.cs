@@ -18,6 +18,7 @@ internal sealed record Report
     /// <summary>Other figures by name.</summary>
     public Dictionary<string, double> Numbers { get; init; } = [];
 
+    /// <summary>What else is to be said: which precision was chosen and why.</summary>
     public string Text { get; init; } = "";
 
     public long Tokens { get; init; }

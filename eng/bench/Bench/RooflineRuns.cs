@@ -73,12 +73,12 @@ internal static class RooflineRuns
         set_num_threads(arguments.Int("threads", Machine.Cores()));
         bool train = mode == "train";
         using AdaptedModel model = Material.Load(folder, dropout: true, train ? Material.Init : Material.Trained);
-        model.Precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)));
+        Precision precision = model.Precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)));
         Material material = Material.Read(folder, train ? "train" : "score");
         void Work(int steps)
         {
             int[][] batches = [.. material.Batches.Take(steps)];
-            if (train) OurSide.Train(model, material.Rows, batches, 0, 5e-4);
+            if (train) OurSide.Train(model, precision, material.Rows, batches, 0, 5e-4);
             else OurSide.Score(model, material.Rows, batches, 0);
         }
         Work(20);

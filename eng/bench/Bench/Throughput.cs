@@ -57,6 +57,7 @@ internal sealed class Throughput : Section
         {_train.Table(Speed)}
 
         {_score.Table(Speed)}
+        {Choices()}
 
         Seconds suffer from whatever else runs on the machine; CPU seconds, those of all threads, do so less (waiting threads count, where they spin):
 
@@ -81,6 +82,15 @@ internal sealed class Throughput : Section
         |---|---:|---:|---:|
         {string.Join('\n', _score.Contenders.Select(ScoreRow))}
         """;
+
+    private string Choices() => string.Concat(
+        from race in new[] { _train, _score }
+        from contender in race.Ours
+        from choice in contender.Rounds.Select(r => r.Report.Text).Where(t => t.Length > 0).GroupBy(Chosen)
+        select $"\n{race.What}, {choice.Count()} of {contender.Rounds.Count} rounds: {choice.First()}.\n");
+
+    // The figures differ each time.
+    private static string Chosen(string reason) => reason.Split(',')[0];
 
     private static Race Renamed(Race race, string unit) => new(race.What, unit, race.Contenders);
 
