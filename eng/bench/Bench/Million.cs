@@ -87,7 +87,7 @@ internal sealed class Million(string folder, string cli, Arguments arguments)
             | most resident memory, MiB | {string.Join(" | ", memory.Select(m => m.ToString("0", CultureInfo.InvariantCulture)))} |
             | rows a second | {string.Join(" | ", speeds.Select(s => s.ToString("0", CultureInfo.InvariantCulture)))} |
 
-            {Machine.Cores()} cores of {Machine.Processor()}. Load average (1, 5, 15 minutes) before the run {loadBefore}, after it {Machine.LoadAverage()}.
+            {Machine.Cores()} cores of {Machine.Processor()}; variables: {Machine.Variables()}. Load average (1, 5, 15 minutes) before the run {loadBefore}, after it {Machine.LoadAverage()}.
 
             """);
     }
