@@ -15,12 +15,12 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
         string before = Machine.LoadAverage();
         long began = Stopwatch.GetTimestamp();
         int rounds = arguments.Int("rounds", 5);
-        Section[] sections = [.. Asked().Select(Make)];
+        Section[] sections = Make([.. Asked()]);
         foreach (Section section in sections) section.Begin();
         for (int round = 1; round <= rounds; round++)
         {
             Console.WriteLine($"round {round} of {rounds}");
-            foreach (Section section in sections) section.Round();
+            foreach (Section section in sections.Where(s => round <= s.Rounds)) section.Round();
         }
         string text = Write(sections, rounds, before, Stopwatch.GetElapsedTime(began).TotalSeconds);
         Console.WriteLine(text);
@@ -36,25 +36,28 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
         return only.Except(without);
     }
 
-    private Section Make(string name)
+    private Section[] Make(string[] names)
     {
         string[] precisions = Sides.Precisions(arguments.Text("precisions", ""));
         string small = Preparation.Small(folder);
-        return name switch
+        var minilm = new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), int.MaxValue, hasGoals: true);
+        return Array.ConvertAll<string, Section>(names, name => name switch
         {
-            "minilm" => new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), hasGoals: true),
-            "base" => new Throughput("BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), 3, hasGoals: false),
+            "minilm" => minilm,
+            "base" => new Throughput(
+                "BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), lossSteps: 3, arguments.Int("base-rounds", 3), hasGoals: false),
             "latency" => new Latency(small, sides, precisions),
-            "roofline" => new Roofline(small, sides, precisions),
+            "roofline" => new Roofline(small, sides, precisions, minilm, alone: !names.Contains("minilm")),
             "start" => new Start(small, sides),
             _ => new Growth(folder, sides, [.. arguments.List("growth-rows", ["1000", "10000", "100000"]).Select(n => int.Parse(n, CultureInfo.InvariantCulture))]),
-        };
+        });
     }
 
     private string Write(Section[] sections, int rounds, string loadBefore, double seconds) => $"""
         # Benchmark: this library beside PyTorch in Python and ONNX Runtime
 
-        Written by `./eng/bench/run.sh`; numbers are medians of {rounds} rounds, in which all sides took turns, each measurement in a process of its own.
+        Written by `./eng/bench/run.sh`; numbers are medians of {rounds} round(s), fewer where it is said, in which all sides took turns, each measurement in a
+        process of its own.
         All sides read the same token ids, the same composition of batches and the same values from files, use {sides.Threads} thread(s) and the same
         environment; PyTorch runs on the same libtorch and BLAS as this library.{(Sides.HasOnnxRuntime ? "" : " ONNX Runtime was not there: set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node.")}
 

@@ -10,6 +10,9 @@ internal abstract class Section
     {
     }
 
+    /// <summary>Rounds at most, where each takes long.</summary>
+    public virtual int Rounds => int.MaxValue;
+
     /// <summary>One round: every side once, in turns.</summary>
     public abstract void Round();
 

@@ -12,15 +12,25 @@ internal sealed class Throughput : Section
     private readonly int _steps, _lossSteps;
     private readonly Race _train, _score, _equal;
 
-    public Throughput(string network, string folder, Sides sides, string[] precisions, int steps, int lossSteps, bool hasGoals)
+    public Throughput(string network, string folder, Sides sides, string[] precisions, int steps, int lossSteps, int rounds, bool hasGoals)
     {
-        (_network, _folder, _hasGoals, _steps, _lossSteps) = (network, folder, hasGoals, steps, lossSteps);
-        string[] train = ["--steps", $"{steps}", "--warmup", $"{Math.Min(3, steps / 4)}"];
+        (_network, _folder, _hasGoals, _steps, _lossSteps, Rounds) = (network, folder, hasGoals, steps, lossSteps, rounds);
+        string[] train = ["--steps", $"{steps}", "--warmup", $"{Warmup(steps)}"];
         string[] equal = ["--steps", $"{lossSteps}", "--warmup", "0", "--rate", "3e-3", "--dropout", "off"];
         _train = new Race($"training, {network}", "tokens/s", [.. sides.Ours(precisions, "train", folder, train), .. sides.Torch("train", folder, train)]);
         _score = new Race($"scoring, {network}", "tokens/s", [.. sides.Ours(precisions, "score", folder), .. sides.Torch("score", folder), .. sides.Onnx("score", folder)]);
         _equal = new Race("losses", "", [.. sides.Ours(precisions, "train", folder, equal), .. sides.Torch("train", folder, equal)]);
     }
+
+    public override int Rounds { get; }
+
+    /// <summary>Training, with the steps that are timed.</summary>
+    public (Race Race, Range Steps) Training => (_train, Warmup(_steps).._steps);
+
+    /// <summary>Scoring of all batches.</summary>
+    public Race Scoring => _score;
+
+    private static int Warmup(int steps) => Math.Min(3, steps / 4);
 
     public override void Begin() => _equal.Round();
 
@@ -51,7 +61,7 @@ internal sealed class Throughput : Section
         ## {_network}
 
         LoRA of rank 8 (alpha 16, dropout 0.05) on query and value, batches of {Material.TrainBatch}, AdamW at 5e-4 with linear decay, dropout 0.1 as
-        config.json says, {_steps} steps. Scoring: {Rows.Length} rows sorted by length, {Material.ScoreBatch} a batch; LoRA beside the weights here and in PyTorch, merged
+        config.json says, {_steps} steps, medians of {_train.Contenders[0].Rounds.Count} round(s). Scoring: {Rows.Length} rows sorted by length, {Material.ScoreBatch} a batch; LoRA beside the weights here and in PyTorch, merged
         in the file that ONNX Runtime reads. Tokens are real ones: padding does not count. Ratios above 1 are in this library's favour.
 
         {_train.Table(Speed)}

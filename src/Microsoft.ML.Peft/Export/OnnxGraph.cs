@@ -105,7 +105,8 @@ internal sealed class OnnxGraph
     /// <exception cref="NotSupportedException">There is no form of it here.</exception>
     public string Activation(string x, string name) => name switch
     {
-        "gelu" or "gelu_python" => Mul(Mul(x, Scalar(0.5f)), Add(Node("Erf", [Mul(x, Scalar((float)Math.Sqrt(0.5)))]), Scalar(1))),
+        // In the order of operators that ONNX Runtime knows for one kernel.
+        "gelu" or "gelu_python" => Mul(Mul(x, Add(Node("Erf", [Node("Div", [x, Scalar((float)Math.Sqrt(2))])]), Scalar(1))), Scalar(0.5f)),
         "gelu_new" or "gelu_fast" or "gelu_pytorch_tanh" or "gelu_accurate" => Mul(Mul(x, Scalar(0.5f)), Add(Node("Tanh",
             [Mul(Add(x, Mul(Mul(Mul(x, x), x), Scalar(0.044715f))), Scalar((float)Math.Sqrt(2 / Math.PI)))]), Scalar(1))),
         "quick_gelu" => Mul(x, Node("Sigmoid", [Mul(x, Scalar(1.702f))])),
