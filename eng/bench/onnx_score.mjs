@@ -1,15 +1,15 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 // The third side of the benchmark: ONNX Runtime over the same rows and batches, on the file that the library exports or on its
 // quantised form. Needs the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts) in $ONNXRUNTIME_NODE.
-//   node eng/bench/onnx_score.mjs score|latency|first FOLDER FILE THREADS
+//   node eng/bench/onnx_score.mjs score|latency|first FOLDER FILE THREADS [WARMUP]
 import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-const [mode, folder, file, threads] = process.argv.slice(2);
+const [mode, folder, file, threads, warmup = '3'] = process.argv.slice(2);
 const require = createRequire(join(process.env.ONNXRUNTIME_NODE ?? process.cwd(), 'package.json'));
 const runtime = require('onnxruntime-node');
-const CALLS = 300, CALLS_BEFORE = 50, WARMUP = 3;
+const CALLS = 300, CALLS_BEFORE = 50, WARMUP = Number(warmup);
 const numbers = name => readFileSync(join(folder, name), 'utf8').trim().split('\n').map(line => line.split(' ').map(Number));
 
 const rows = numbers('score.rows').map(row => row.slice(1)), batches = numbers('score.batches');
@@ -25,7 +25,7 @@ function collate(batch) {
 }
 
 async function score() {
-    for (let i = 0; i < WARMUP; i++) await session.run(collate(batches[Math.floor(i * (batches.length - 1) / (WARMUP - 1))]), ['logits']);
+    for (let i = 0; i < WARMUP; i++) await session.run(collate(batches[Math.floor(i * (batches.length - 1) / Math.max(1, WARMUP - 1))]), ['logits']);
     const began = performance.now(), before = process.cpuUsage(), scores = [];
     let tokens = 0;
     for (const batch of batches) {

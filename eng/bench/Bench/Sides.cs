@@ -35,10 +35,10 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     ];
 
     /// <summary>ONNX Runtime on the exported file and on its quantised form; none where it is not there.</summary>
-    public IEnumerable<Contender> Onnx(string mode, string folder) => !HasOnnxRuntime ? [] :
+    public IEnumerable<Contender> Onnx(string mode, string folder, int warmup = 0) => !HasOnnxRuntime ? [] :
     [
-        new(OnnxFloat, ours: false, () => Onnx(mode, folder, Preparation.OnnxFile)),
-        new(OnnxInt8, ours: false, () => Onnx(mode, folder, Preparation.QuantisedFile)),
+        new(OnnxFloat, ours: false, () => Onnx(mode, folder, Preparation.OnnxFile, warmup)),
+        new(OnnxInt8, ours: false, () => Onnx(mode, folder, Preparation.QuantisedFile, warmup)),
     ];
 
     public Measured Ours(string mode, string folder, params string[] more) =>
@@ -47,8 +47,8 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     public Measured Torch(string mode, string folder, bool autocast, params string[] more) => Start(
         python, [Path.Combine(scripts, "pytorch_loop.py"), mode, folder, "--threads", $"{threads}", .. autocast ? ["--autocast"] : Array.Empty<string>(), .. more]);
 
-    private Measured Onnx(string mode, string folder, string file) =>
-        Start("node", [Path.Combine(scripts, "onnx_score.mjs"), mode, folder, file, $"{threads}"]);
+    private Measured Onnx(string mode, string folder, string file, int warmup) =>
+        Start("node", [Path.Combine(scripts, "onnx_score.mjs"), mode, folder, file, $"{threads}", $"{warmup}"]);
 
     private Measured Start(string program, string[] words)
     {
