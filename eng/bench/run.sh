@@ -10,6 +10,8 @@
 #                                       memory and speed of `peft predict` over a very long table; writes RESULTS.rows.md
 #   ./eng/bench/run.sh --sites          what a projection costs that may be patched, and what shared products save
 #   ./eng/bench/run.sh --images         images read and resized a second, beside Pillow in Python; writes RESULTS.images.md
+#   ./eng/bench/run.sh --image-training [--rounds 3] [--threads 1,CORES] [--precisions Float32,BFloat16]
+#                                       ViTs trained by LoRA, beside PyTorch; writes RESULTS.image-training.md
 #   ./eng/bench/run.sh --profile        where the time of our training and scoring goes, part by part
 # The Python is that of $PEFT_PYTHON, or the first python3 that imports torch (Debian: apt-get install python3-torch).
 set -euo pipefail
@@ -21,19 +23,32 @@ bench=artifacts/$source/bin/Bench/release/Microsoft.ML.Peft.Bench
 folder=artifacts/bench
 if [ "${1:-}" = --sites ]; then exec "$bench" sites; fi
 
-if [ "${1:-}" = --images ]; then
-    python=${PEFT_PYTHON:-}
-    for candidate in python3 /usr/bin/python3 /usr/local/bin/python3; do
-        [ -z "$python" ] || break
-        if "$candidate" -c 'import PIL, numpy' 2>/dev/null; then python=$candidate; fi
+# The first python3 that imports modules (words between commas), or $PEFT_PYTHON.
+python_with() {
+    local candidate
+    for candidate in ${PEFT_PYTHON:-python3 /usr/bin/python3 /usr/local/bin/python3}; do
+        if "$candidate" -c "import $1" 2>/dev/null; then echo "$candidate"; return; fi
     done
-    [ -n "$python" ] || { echo "No python3 here imports PIL and numpy: apt-get install python3-pil python3-numpy, or set PEFT_PYTHON." >&2; exit 1; }
+    echo "No python3 here imports $1: apt-get install $2, or set PEFT_PYTHON." >&2
+    return 1
+}
+
+# The OpenBLAS with OpenMP threads, for both sides: ours loads it itself, Python is told by the loader's path.
+openblas_folder() { local found; found=$(compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0" | head -1 || true); echo "${found:+$(dirname "$found")}"; }
+
+if [ "${1:-}" = --images ]; then
+    python=$(python_with PIL,numpy "python3-pil python3-numpy")
     exec "$bench" images "$folder/images" "$python" eng/bench/pillow_loop.py "${@:2}"
 fi
 
 # A shell may tell OpenBLAS to take the processor for an older one, which makes PyTorch's products slower and ours not: fair is
 # what the library chooses by itself. --keep-environment leaves it.
 if [ "${1:-}" = --keep-environment ]; then shift; else unset OPENBLAS_CORETYPE; fi
+
+if [ "${1:-}" = --image-training ]; then
+    python=$(python_with torch python3-torch)
+    exec "$bench" image-training "$folder/image-training" "$python" "$(openblas_folder)" eng/bench "${@:2}"
+fi
 
 # ---- rows: sst2 sentences where shared material lies beside the checkout, else WordNet's definitions ----
 shared=${PEFT_SHARED:-../shared}
@@ -56,13 +71,6 @@ if [ "${1:-}" = --rows ]; then
 fi
 
 # ---- the Python with torch ----
-python=${PEFT_PYTHON:-}
-for candidate in python3 /usr/bin/python3 /usr/local/bin/python3; do
-    [ -z "$python" ] || break
-    if "$candidate" -c 'import torch' 2>/dev/null; then python=$candidate; fi
-done
-[ -n "$python" ] || { echo "No python3 here imports torch: apt-get install python3-torch, or set PEFT_PYTHON." >&2; exit 1; }
+python=$(python_with torch python3-torch)
 
-# Both sides use the OpenBLAS with OpenMP threads: ours loads it itself, Python is told by the loader's path.
-openblas=$(compgen -G "/usr/lib/*-linux-gnu/openblas-openmp/libopenblas.so.0" | head -1 || true)
-exec "$bench" compare "$folder" "$python" "${openblas:+$(dirname "$openblas")}" eng/bench "$@"
+exec "$bench" compare "$folder" "$python" "$(openblas_folder)" eng/bench "$@"

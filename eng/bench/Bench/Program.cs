@@ -33,6 +33,11 @@ switch (args)
         return 0;
     case ["images", string folder, string python, string script, .. string[] rest]:
         return Images.Compare(folder, python, script, new Arguments(rest));
+    case [ImageTraining.Mode, string folder, .. string[] rest]:
+        Console.WriteLine(ImageTraining.Run(folder, new Arguments(rest)));
+        return 0;
+    case ["image-training", string folder, string python, string libraries, string scripts, .. string[] rest]:
+        return ImageTraining.Compare(folder, new Sides(python, libraries, scripts, 1), new Arguments(rest));
     case ["compare", string folder, string python, string libraries, string scripts, .. string[] rest]:
         var arguments = new Arguments(rest);
         var sides = new Sides(python, libraries, scripts, arguments.Int("threads", Machine.Cores()));

@@ -44,8 +44,10 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     public Measured Ours(string mode, string folder, params string[] more) =>
         Start(Environment.ProcessPath!, [mode, folder, "--threads", $"{threads}", .. more]);
 
-    public Measured Torch(string mode, string folder, bool autocast, params string[] more) => Start(
-        python, [Path.Combine(scripts, "pytorch_loop.py"), mode, folder, "--threads", $"{threads}", .. autocast ? ["--autocast"] : Array.Empty<string>(), .. more]);
+    public Measured Torch(string mode, string folder, bool autocast, params string[] more) => Python("pytorch_loop.py", autocast, [mode, folder, .. more]);
+
+    public Measured Python(string script, bool autocast, params string[] words) => Start(
+        python, [Path.Combine(scripts, script), .. words, "--threads", $"{threads}", .. autocast ? ["--autocast"] : Array.Empty<string>()]);
 
     private Measured Onnx(string mode, string folder, string file, int warmup) =>
         Start("node", [Path.Combine(scripts, "onnx_score.mjs"), mode, folder, file, $"{threads}", $"{warmup}"]);
@@ -54,6 +56,8 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     {
         var start = new ProcessStartInfo(program, words) { RedirectStandardOutput = true };
         if (libraries.Length > 0 && program == python) start.Environment["LD_LIBRARY_PATH"] = libraries;
+        // One thread that is set by call alone counts as none set: the first backbone takes all cores then.
+        start.Environment["OMP_NUM_THREADS"] = $"{threads}";
         long began = Stopwatch.GetTimestamp();
         using Process process = Process.Start(start)!;
         string line = process.StandardOutput.ReadLine() ?? "";
