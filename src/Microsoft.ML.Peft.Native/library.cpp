@@ -55,11 +55,15 @@ const pn::Kernels& choose() {
 
 // Activations are large and short-lived: glibc would map each anew from the system and give it back, a page fault for every
 // 4 KiB (a twelfth of the time of scoring). Its own variables, where somebody has set them, stay in force.
+constexpr int Kept = 256 << 20;
+
+bool may_keep() { return !getenv("MALLOC_MMAP_THRESHOLD_") && !getenv("MALLOC_TRIM_THRESHOLD_") && !getenv("GLIBC_TUNABLES"); }
+
 void keep_memory() {
 #ifdef __GLIBC__
-    if (getenv("MALLOC_MMAP_THRESHOLD_") || getenv("MALLOC_TRIM_THRESHOLD_") || getenv("GLIBC_TUNABLES")) return;
+    if (!may_keep()) return;
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
-    mallopt(M_TRIM_THRESHOLD, 256 << 20);
+    mallopt(M_TRIM_THRESHOLD, Kept);
 #endif
 }
 
@@ -93,6 +97,16 @@ float* pn::scratch(int slot, size_t floats) {
 const char* pn_isa(void) { return kernels().name; }
 int pn_abi(void) { return PN_ABI; }
 const char* pn_error(void) { return last_error; }
+
+// A step of training frees gigabytes and takes them again at once.
+void pn_keep_memory(int all) {
+#ifdef __GLIBC__
+    kernels();
+    if (!may_keep()) return;
+    mallopt(M_TRIM_THRESHOLD, all ? -1 : Kept);
+    if (!all) malloc_trim(0);
+#endif
+}
 
 enum Form { Float32, BFloat16, Int8 };
 

@@ -18,6 +18,8 @@ enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 }
 PN_API const char* pn_isa(void);
 PN_API int pn_abi(void);
 PN_API const char* pn_error(void);
+// With all, freed memory stays with the process whatever there is of it; without, what is much goes back, now and from now on.
+PN_API void pn_keep_memory(int all);
 
 // Dropout: an entry is kept where hash(place, key) is at least the threshold. Keys and the share are mixed by the caller.
 typedef struct {

@@ -60,6 +60,7 @@ public sealed class Trainer
         if (!model.Parameters.Any(p => p.Trainable))
             throw new InvalidOperationException("The model has no trainable parameter: attach a method or a head with parameters.");
         using CpuThreads.Lent threads = CpuThreads.Lend(_options.Threads);
+        using NativeKernels.KeepScope memory = NativeKernels.KeepMemory();
         _options.CheckMetric(objective);
         Check(model, train, objective, "training");
         if (validation is not null) Check(model, validation, objective, "validation");

@@ -22,6 +22,8 @@ public static class NativeKernels
     [ThreadStatic]
     private static int _off;
 
+    private static int _keeping;
+
     /// <summary>True where the library was found and fits.</summary>
     public static bool Available => _exports.Value is not null;
 
@@ -60,6 +62,24 @@ public static class NativeKernels
     internal readonly struct OffScope : IDisposable
     {
         public void Dispose() => _off--;
+    }
+
+    /// <summary>
+    /// Leaves freed memory with the process until the result is disposed: each step of a training frees all its activations, and
+    /// taking them from the system anew would cost a page fault for every 4 KiB.
+    /// </summary>
+    internal static unsafe KeepScope KeepMemory()
+    {
+        if (_exports.Value is { } exports && Interlocked.Increment(ref _keeping) == 1) exports.KeepMemory(1);
+        return default;
+    }
+
+    internal readonly struct KeepScope : IDisposable
+    {
+        public unsafe void Dispose()
+        {
+            if (_exports.Value is { } exports && Interlocked.Decrement(ref _keeping) == 0) exports.KeepMemory(0);
+        }
     }
 
     /// <summary>True where a tensor lies in memory that the kernels can read, once it is contiguous.</summary>
@@ -103,6 +123,7 @@ public static class NativeKernels
         {
             nint Of(string name) => NativeLibrary.GetExport(library, name);
             Error = (delegate* unmanaged<byte*>)Of("pn_error");
+            KeepMemory = (delegate* unmanaged<int, void>)Of("pn_keep_memory");
             InstructionSet = Marshal.PtrToStringUTF8((nint)((delegate* unmanaged<byte*>)Of("pn_isa"))())!;
             Pack = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack");
             PackBFloat16 = (delegate* unmanaged<float*, long, long, long, long, nint>)Of("pn_pack_bfloat16");
@@ -136,6 +157,7 @@ public static class NativeKernels
         public bool HasInt8 { get; }
 
         public readonly delegate* unmanaged<byte*> Error;
+        public readonly delegate* unmanaged<int, void> KeepMemory;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> Pack;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> PackBFloat16;
         public readonly delegate* unmanaged<float*, long, long, long, long, nint> PackInt8;
