@@ -28,8 +28,8 @@ internal sealed record ImageMaterial(string Name, string Title, int Steps, int D
 
     public static ImageMaterial[] All { get; } =
     [
-        new("small", "small: the embedded ViT, 32 x 32 pixels, 65 tokens, 6 layers of 192", 44, 8, null),
-        new("tiny-16", "tiny-16: ViT-Ti/16 with random weights, 224 x 224 pixels, 197 tokens, 12 layers of 192", 12, 3, new JsonObject
+        new("small", "small: the embedded ViT, 32 x 32 pixels, 65 tokens, 6 layers of 192", 32, 8, null),
+        new("tiny-16", "tiny-16: ViT-Ti/16 with random weights, 224 x 224 pixels, 197 tokens, 12 layers of 192", 8, 3, new JsonObject
         {
             ["architectures"] = new JsonArray("ViTModel"),
             ["model_type"] = "vit",
