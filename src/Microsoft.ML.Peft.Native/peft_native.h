@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 4
+#define PN_ABI 5
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };

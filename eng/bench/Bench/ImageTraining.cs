@@ -24,9 +24,9 @@ internal static class ImageTraining
         using AdaptedModel model = material.Load(folder);
         // Behind the backbone: the first one takes all cores where only one thread was set.
         set_num_threads(arguments.Int("threads", get_num_threads()));
-        model.Precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
+        Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         int steps = arguments.Int("steps", material.Steps), warmup = arguments.Int("warmup", material.Warmup);
-        return JsonSerializer.Serialize(OurSide.Train(model, material.Rows(folder), [.. material.Batches(steps)], warmup, ImageMaterial.Rate) with
+        return JsonSerializer.Serialize(OurSide.Train(model, precision, material.Rows(folder), [.. material.Batches(steps)], warmup, ImageMaterial.Rate) with
         {
             Tokens = (long)ImageMaterial.Batch * (steps - warmup),
             PeakMemoryMiB = Machine.PeakMemoryMiB(),
