@@ -83,6 +83,40 @@ PN_INLINE void plain(int64_t rows, int64_t columns, int64_t count, Left a, const
             rows_of(least(MR, rows - m), count, a.at(m, 0), b + n, b_row, factor, add, y + m * y_row + n, y_row, least(NR, columns - n));
 }
 
+#ifndef __clang__
+// A square of L vectors on its diagonal, in log2(L) rounds: in each, half of the lanes change places with those of a partner.
+template <int Step = 1>
+PN_INLINE void transpose(vf (&r)[L]) {
+    if constexpr (Step < L) {
+        vi low, high;
+        for (int j = 0; j < L; j++) low[j] = j & Step ? L + j - Step : j, high[j] = j & Step ? L + j : j + Step;
+#pragma GCC unroll 16
+        for (int i = 0; i < L; i++) {
+            if (i & Step) continue;
+            vf a = r[i], b = r[i + Step];
+            r[i] = __builtin_shuffle(a, b, low);
+            r[i + Step] = __builtin_shuffle(a, b, high);
+        }
+        transpose<2 * Step>(r);
+    }
+}
+
+// L columns of a panel whose k lie together in the source.
+PN_INLINE void pack_together(const float* source, int64_t in, int64_t out_stride, float factor, float* target) {
+    int64_t k = 0;
+    for (; k + L <= in; k += L) {
+        vf r[L];
+#pragma GCC unroll 16
+        for (int n = 0; n < L; n++) r[n] = load(source + n * out_stride + k);
+        transpose(r);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) store(target + (k + j) * NR, factor * r[j]);
+    }
+    for (; k < in; k++)
+        for (int64_t n = 0; n < L; n++) target[k * NR + n] = factor * source[n * out_stride + k];
+}
+#endif
+
 // Panels of w(n, k) = factor * source[n * out_stride + k * in_stride], with zeros beyond the last column.
 static void pack_panel(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float factor, float* target) {
     int64_t columns = least(NR, out);
@@ -92,9 +126,14 @@ static void pack_panel(const float* source, int64_t out, int64_t in, int64_t out
             for (int64_t n = 0; n < columns; n++) target[k * NR + n] = factor * source[k * in_stride + n];
         return;
     }
+    int64_t done = 0;
+#ifndef __clang__
+    if (in_stride == 1)
+        for (; done + L <= columns; done += L) pack_together(source + done * out_stride, in, out_stride, factor, target + done);
+#endif
     // Eight of k at a time: what is written stays in the cache.
-    for (int64_t k0 = 0; k0 < in; k0 += 8)
-        for (int64_t n = 0; n < columns; n++)
+    for (int64_t k0 = 0; k0 < in && done < columns; k0 += 8)
+        for (int64_t n = done; n < columns; n++)
             for (int64_t k = k0; k < least(in, k0 + 8); k++) target[k * NR + n] = factor * source[n * out_stride + k * in_stride];
 }
 
