@@ -101,19 +101,19 @@ PN_INLINE void transpose(vf (&r)[L]) {
     }
 }
 
-// L columns of a panel whose k lie together in the source.
-PN_INLINE void pack_together(const float* source, int64_t in, int64_t out_stride, float factor, float* target) {
+// Up to L columns of a panel whose k lie together in the source, zeros beyond them.
+PN_INLINE void pack_together(const float* source, int64_t columns, int64_t in, int64_t out_stride, float factor, float* target) {
     int64_t k = 0;
     for (; k + L <= in; k += L) {
         vf r[L];
 #pragma GCC unroll 16
-        for (int n = 0; n < L; n++) r[n] = load(source + n * out_stride + k);
+        for (int n = 0; n < L; n++) r[n] = n < columns ? load(source + n * out_stride + k) : vf{};
         transpose(r);
 #pragma GCC unroll 16
         for (int j = 0; j < L; j++) store(target + (k + j) * NR, factor * r[j]);
     }
     for (; k < in; k++)
-        for (int64_t n = 0; n < L; n++) target[k * NR + n] = factor * source[n * out_stride + k];
+        for (int64_t n = 0; n < L; n++) target[k * NR + n] = n < columns ? factor * source[n * out_stride + k] : 0;
 }
 #endif
 
@@ -129,7 +129,7 @@ static void pack_panel(const float* source, int64_t out, int64_t in, int64_t out
     int64_t done = 0;
 #ifndef __clang__
     if (in_stride == 1)
-        for (; done + L <= columns; done += L) pack_together(source + done * out_stride, in, out_stride, factor, target + done);
+        for (; done < columns; done += L) pack_together(source + done * out_stride, least((int64_t)L, columns - done), in, out_stride, factor, target + done);
 #endif
     // Eight of k at a time: what is written stays in the cache.
     for (int64_t k0 = 0; k0 < in && done < columns; k0 += 8)
