@@ -56,8 +56,7 @@ internal static unsafe partial class FusedLayer
 
     private static bool Fits(Parts parts, Tensor x, Pass pass)
     {
-        // Without a graph to keep, parts that run one by one share more.
-        if (!On || !(is_grad_enabled() || pass.Training) || !pass.CanKey(0.5) || parts.Activation == ActivationKind.None) return false;
+        if (!On || !pass.CanKey(0.5) || parts.Activation == ActivationKind.None) return false;
         if (x.ndim != 3 || !NativeKernels.Fits(x)) return false;
         Precision precision = FrozenLinear.Usable(pass.Precision, parts.Projections[Query]);
         foreach (Site site in parts.Bare)
