@@ -21,13 +21,6 @@ public sealed class FusedLayerTests
 
     private static Tensor Numbers(string name, params long[] shape) => new Draws(5, name).Normal(1, shape);
 
-    private sealed class Term(params LowRankTerm[] terms) : WeightPatch
-    {
-        public override PatchForm Form => PatchForm.LowRank;
-
-        public override IReadOnlyList<LowRankTerm> Terms(Pass? pass) => terms;
-    }
-
     /// <summary>A layer with random numbers, and which sites of it are patched.</summary>
     private sealed class Layer : IDisposable
     {
@@ -72,7 +65,8 @@ public sealed class FusedLayerTests
             {
                 if (!patched.Contains("qkvoud"[i])) continue;
                 LowRankTerm term = new(factors[2 * i], factors[(2 * i) + 1], 0.6, Dropout: dropout);
-                table.Add(new(_sites[i], dropout == 0 && i == 0 ? new Term(term, term with { Scale = 0.3 }) : new Term(term)));
+                LowRankTerm[] terms = dropout == 0 && i == 0 ? [term, term with { Scale = 0.3 }] : [term];
+                table.Add(new(_sites[i], new TermsPatch(_ => terms)));
             }
             return new PatchTable(table);
         }
