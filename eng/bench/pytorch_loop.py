@@ -264,6 +264,12 @@ def blas():
     return name
 
 
+def report(result):
+    """The one line of JSON that a measurement ends with: its result, memory and libraries."""
+    libraries = {"blas": blas(), "library": loaded("libtorch_cpu"), "torch": torch.__version__}
+    print(json.dumps({**result, "peakMemoryMiB": peak_memory_mib(), **libraries}), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", choices=["train", "score", "latency", "first", "profile"])
@@ -296,11 +302,7 @@ def main():
             train(model, pad, rows, batches, arguments)
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30), file=sys.stderr)
         result = {}
-    result["peakMemoryMiB"] = peak_memory_mib()
-    result["blas"] = blas()
-    result["library"] = loaded("libtorch_cpu")
-    result["torch"] = torch.__version__
-    print(json.dumps(result), flush=True)
+    report(result)
 
 
 if __name__ == "__main__":

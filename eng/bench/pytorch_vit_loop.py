@@ -16,7 +16,7 @@ import time
 import torch
 from torch import nn
 
-from pytorch_loop import LoraLinear, autocast, blas, loaded, peak_memory_mib, read_safetensors
+from pytorch_loop import LoraLinear, autocast, read_safetensors, report
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -141,12 +141,7 @@ def main():
     pixels = read_safetensors(os.path.join(arguments.folder, "pixels.safetensors"))["pixels"]
     with open(os.path.join(arguments.folder, "labels")) as file:
         labels = torch.tensor([int(word) for word in file.read().split()])
-    result = train(model, pixels, labels, arguments)
-    result["peakMemoryMiB"] = peak_memory_mib()
-    result["blas"] = blas()
-    result["library"] = loaded("libtorch_cpu")
-    result["torch"] = torch.__version__
-    print(json.dumps(result), flush=True)
+    report(train(model, pixels, labels, arguments))
 
 
 if __name__ == "__main__":

@@ -79,17 +79,7 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
 
     private string WriteMachine(Section[] sections, string loadBefore, double seconds)
     {
-        string libraries = sections.Select(s => s.Libraries).FirstOrDefault(l => l is not null) is not { } pair ? "" : $"""
-            PyTorch {pair.Theirs.Torch}; BLAS here {pair.Ours.Blas}, there {pair.Theirs.Blas};
-            libtorch {(pair.Ours.Library.Length > 0 && pair.Ours.Library == pair.Theirs.Library ? "is the same file on both sides" : "is NOT the same file on both sides")}.
-            """;
-        return $"""
-            ## The machine
-
-            Rows: {File.ReadAllText(Path.Combine(folder, "name"))}. {sides.Threads} thread(s) on {Machine.Cores()} cores of {Machine.Processor()}; {Machine.InstructionSets()}.
-            Native kernels: {Adaptation.NativeKernels.Description}. {libraries}
-            Variables that change the speed of libraries, the same for all sides: {Machine.Variables()}.
-            {DateTime.UtcNow.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture)}. Load average (1, 5, 15 minutes) before the run {loadBefore}, after it {Machine.LoadAverage()}; the run took {seconds:0} s.
-            """;
+        string what = $"Rows: {File.ReadAllText(Path.Combine(folder, "name"))}. {sides.Threads} thread(s) on ";
+        return Machine.Section(what, sections.Select(s => s.Libraries).FirstOrDefault(l => l is not null), loadBefore, seconds);
     }
 }

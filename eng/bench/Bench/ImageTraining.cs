@@ -2,7 +2,6 @@
 
 using System.Diagnostics;
 using System.Globalization;
-using System.Text.Json;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Tasks;
 using static TorchSharp.torch;
@@ -26,13 +25,8 @@ internal static class ImageTraining
         set_num_threads(arguments.Int("threads", get_num_threads()));
         Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         int steps = arguments.Int("steps", material.Steps), warmup = arguments.Int("warmup", material.Warmup);
-        return JsonSerializer.Serialize(OurSide.Train(model, precision, material.Rows(folder), [.. material.Batches(steps)], warmup, ImageMaterial.Rate) with
-        {
-            Tokens = (long)ImageMaterial.Batch * (steps - warmup),
-            PeakMemoryMiB = Machine.PeakMemoryMiB(),
-            Blas = Machine.Blas(),
-            Library = Machine.Loaded("libtorch_cpu"),
-        }, Report.Form);
+        Report report = OurSide.Train(model, precision, material.Rows(folder), [.. material.Batches(steps)], warmup, ImageMaterial.Rate);
+        return (report with { Tokens = (long)ImageMaterial.Batch * (steps - warmup) }).Line();
     }
 
     /// <summary>All measurements of all sides, and the page of results.</summary>
@@ -68,12 +62,7 @@ internal static class ImageTraining
     {
         string[] steps = ["--steps", $"{material.Steps}", "--warmup", $"{material.Warmup}"];
         string[] torch = [folder, .. steps, "--rate", ImageMaterial.Rate.ToString(CultureInfo.InvariantCulture), "--batch", $"{ImageMaterial.Batch}"];
-        return new Race($"{material.Name}, {sides.Threads} thread(s)", "images/s",
-        [
-            .. sides.Ours(precisions, Mode, folder, steps),
-            new Contender(Sides.TorchFloat, ours: false, () => sides.Python(Script, autocast: false, torch)),
-            new Contender(Sides.TorchBFloat16, ours: false, () => sides.Python(Script, autocast: true, torch)),
-        ]);
+        return new Race($"{material.Name}, {sides.Threads} thread(s)", "images/s", [.. sides.Ours(precisions, Mode, folder, steps), .. sides.TorchScript(Script, torch)]);
     }
 
     private static double Speed(Measured m) => m.Report.TokensPerSecond;
@@ -81,7 +70,6 @@ internal static class ImageTraining
     private static string Page((ImageMaterial Material, Race[] Races)[] networks, int rounds, string before, double seconds)
     {
         Race first = networks[0].Races[0];
-        Report ours = first.Ours.First().First, theirs = first.Theirs.First().First;
         return $"""
             # Training on images: this library beside a plain PyTorch loop in Python
 
@@ -92,12 +80,7 @@ internal static class ImageTraining
 
             {string.Join("\n\n", networks.Select(n => Section(n.Material, n.Races)))}
 
-            ## The machine
-
-            {Machine.Cores()} cores of {Machine.Processor()}; {Machine.InstructionSets()}. Native kernels: {NativeKernels.Description}.
-            PyTorch {theirs.Torch}; BLAS here {ours.Blas}, there {theirs.Blas};
-            libtorch {(ours.Library.Length > 0 && ours.Library == theirs.Library ? "is the same file on both sides" : "is NOT the same file on both sides")}. Variables that change the speed of libraries, the same for all sides: {Machine.Variables()}.
-            {DateTime.UtcNow.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture)}. Load average (1, 5, 15 minutes) before the run {before}, after it {Machine.LoadAverage()}; the run took {seconds.ToString("0", CultureInfo.InvariantCulture)} s.
+            {Machine.Section("", (first.Ours.First().First, first.Theirs.First().First), before, seconds)}
 
             """;
     }

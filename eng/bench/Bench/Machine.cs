@@ -3,6 +3,7 @@
 using System.Collections;
 using System.Globalization;
 using System.Runtime.InteropServices;
+using Microsoft.ML.Peft.Adaptation;
 
 namespace Microsoft.ML.Peft.Bench;
 
@@ -47,6 +48,27 @@ internal static class Machine
             .Where(e => prefixes.Any(p => e.Name.StartsWith(p, StringComparison.Ordinal)) && e.Name != "PEFT_NATIVE_LIBRARY")
             .Select(e => $"{e.Name}={e.Value}").Order(StringComparer.Ordinal)];
         return found.Length == 0 ? "none" : string.Join(", ", found);
+    }
+
+    /// <summary>The section that ends a page of results.</summary>
+    /// <param name="what">What stands before the cores.</param>
+    /// <param name="libraries">A report of each side; null where none says which libraries it used.</param>
+    /// <param name="loadBefore">Load average before the run.</param>
+    /// <param name="seconds">What the run took.</param>
+    public static string Section(string what, (Report Ours, Report Theirs)? libraries, string loadBefore, double seconds)
+    {
+        string used = libraries is not var (ours, theirs) ? "" : $"""
+            PyTorch {theirs.Torch}; BLAS here {ours.Blas}, there {theirs.Blas};
+            libtorch {(ours.Library.Length > 0 && ours.Library == theirs.Library ? "is the same file on both sides" : "is NOT the same file on both sides")}.
+            """;
+        return $"""
+            ## The machine
+
+            {what}{Cores()} cores of {Processor()}; {InstructionSets()}.
+            Native kernels: {NativeKernels.Description}. {used}
+            Variables that change the speed of libraries, the same for all sides: {Variables()}.
+            {DateTime.UtcNow.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture)}. Load average (1, 5, 15 minutes) before the run {loadBefore}, after it {LoadAverage()}; the run took {seconds.ToString("0", CultureInfo.InvariantCulture)} s.
+            """;
     }
 
     /// <summary>The most memory that this process has had.</summary>

@@ -1,7 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Diagnostics;
-using System.Text.Json;
 using Microsoft.ML.Peft.Adaptation;
 using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Tasks;
@@ -22,12 +21,7 @@ internal static class OurSide
         Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         set_num_threads(arguments.Int("threads", get_num_threads()));
         Report report = mode.EndsWith("-zip", StringComparison.Ordinal) ? WithZip(mode, folder, precision) : WithModel(mode, folder, precision, arguments);
-        return JsonSerializer.Serialize(report with
-        {
-            PeakMemoryMiB = Machine.PeakMemoryMiB(),
-            Blas = Machine.Blas(),
-            Library = Machine.Loaded("libtorch_cpu"),
-        }, Report.Form);
+        return report.Line();
     }
 
     private static Report WithModel(string mode, string folder, Precision precision, Arguments arguments)

@@ -44,6 +44,14 @@ internal sealed record Report
     public double TokensPerCpuSecond => Tokens / CpuSeconds;
 
     public static JsonSerializerOptions Form { get; } = new(JsonSerializerDefaults.Web);
+
+    /// <summary>The line of a process of ours: this, its memory and its libraries.</summary>
+    public string Line() => JsonSerializer.Serialize(this with
+    {
+        PeakMemoryMiB = Machine.PeakMemoryMiB(),
+        Blas = Machine.Blas(),
+        Library = Machine.Loaded("libtorch_cpu"),
+    }, Form);
 }
 
 /// <summary>A report with the seconds from the start of the process to its line.</summary>

@@ -15,6 +15,8 @@ internal sealed class Sides(string python, string libraries, string scripts, int
 {
     public const string TorchFloat = "PyTorch f32", TorchBFloat16 = "PyTorch bf16 autocast", OnnxFloat = "ONNX Runtime f32", OnnxInt8 = "ONNX Runtime dynamic int8";
 
+    private const string Loop = "pytorch_loop.py";
+
     public int Threads => threads;
 
     /// <summary>The same with another number of threads.</summary>
@@ -28,10 +30,13 @@ internal sealed class Sides(string python, string libraries, string scripts, int
         precisions.Select(p => new Contender(p, ours: true, () => Ours(mode, folder, ["--precision", p, .. more])));
 
     /// <summary>PyTorch in float32 and under autocast.</summary>
-    public IEnumerable<Contender> Torch(string mode, string folder, params string[] more) =>
+    public IEnumerable<Contender> Torch(string mode, string folder, params string[] more) => TorchScript(Loop, [mode, folder, .. more]);
+
+    /// <summary>The same with another script.</summary>
+    public IEnumerable<Contender> TorchScript(string script, params string[] words) =>
     [
-        new(TorchFloat, ours: false, () => Torch(mode, folder, autocast: false, more)),
-        new(TorchBFloat16, ours: false, () => Torch(mode, folder, autocast: true, more)),
+        new(TorchFloat, ours: false, () => Python(script, autocast: false, words)),
+        new(TorchBFloat16, ours: false, () => Python(script, autocast: true, words)),
     ];
 
     /// <summary>ONNX Runtime on the exported file and on its quantised form; none where it is not there.</summary>
@@ -44,9 +49,9 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     public Measured Ours(string mode, string folder, params string[] more) =>
         Start(Environment.ProcessPath!, [mode, folder, "--threads", $"{threads}", .. more]);
 
-    public Measured Torch(string mode, string folder, bool autocast, params string[] more) => Python("pytorch_loop.py", autocast, [mode, folder, .. more]);
+    public Measured Torch(string mode, string folder, bool autocast, params string[] more) => Python(Loop, autocast, [mode, folder, .. more]);
 
-    public Measured Python(string script, bool autocast, params string[] words) => Start(
+    private Measured Python(string script, bool autocast, params string[] words) => Start(
         python, [Path.Combine(scripts, script), .. words, "--threads", $"{threads}", .. autocast ? ["--autocast"] : Array.Empty<string>()]);
 
     private Measured Onnx(string mode, string folder, string file, int warmup) =>
