@@ -56,17 +56,20 @@ public sealed class AdaptedModel : IDisposable
     /// <returns>What was chosen, and why.</returns>
     public PrecisionChoice ChoosePrecision(TokenBatch sample)
     {
-        float[][] Score(Precision precision)
-        {
-            using var scope = NewDisposeScope();
-            using var off = no_grad();
-            Tensor scores = Forward(sample, new Pass(_table) { Instead = precision });
-            return [.. scores.to_type(ScalarType.Float32).cpu().contiguous().data<float>().ToArray().Chunk((int)scores.shape[^1])];
-        }
-
-        PrecisionChoice choice = PrecisionChoice.Make(Backbone, training: false, (int)sample.Mask.shape[0], Score);
+        PrecisionChoice choice = PrecisionChoice.Make(Backbone, training: false, (int)sample.Mask.shape[0], precision => Scores(sample, precision));
         Precision = choice.Precision;
         return choice;
+    }
+
+    /// <summary>A batch's scores, a row each, in a precision whatever the model's own is; without gradient and dropout.</summary>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="precision">What the frozen weights are multiplied in.</param>
+    internal float[][] Scores(TokenBatch batch, Precision precision)
+    {
+        using var scope = NewDisposeScope();
+        using var off = no_grad();
+        Tensor scores = Forward(batch, new Pass(_table) { Instead = precision });
+        return [.. scores.to_type(ScalarType.Float32).cpu().contiguous().data<float>().ToArray().Chunk((int)scores.shape[^1])];
     }
 
     /// <summary>All parameters and buffers of adaptation and head, in a stable order.</summary>

@@ -26,15 +26,12 @@ internal sealed class PrecisionSample(AdaptedModel model, IEnumerable<IReadOnlyL
             tokens += batch.Sum(r => (long)r.Length);
             if (rows >= Rows || tokens >= Tokens) break;
         }
-        return PrecisionChoice.Make(model.Backbone, training: true, rows, precision => [.. sample.SelectMany(arrays => Score(arrays, precision))]);
+        return PrecisionChoice.Make(model.Backbone, training: true, rows, precision => [.. sample.SelectMany(arrays => Scores(arrays, precision))]);
     }
 
-    private float[][] Score(BatchArrays arrays, Precision precision)
+    private float[][] Scores(BatchArrays arrays, Precision precision)
     {
         using var scope = NewDisposeScope();
-        using var off = no_grad();
-        Tensor scores = model.Forward(MiniBatch.ToTokens(arrays, model.Backbone.Device), new Pass(model.Patches) { Instead = precision });
-        float[] numbers = scores.to_type(ScalarType.Float32).cpu().contiguous().data<float>().ToArray();
-        return [.. numbers.Chunk((int)scores.shape[^1])];
+        return model.Scores(MiniBatch.ToTokens(arrays, model.Backbone.Device), precision);
     }
 }
