@@ -1,5 +1,8 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Collections.Concurrent;
+using System.Runtime.ExceptionServices;
+using Microsoft.ML.Peft.Adaptation;
 using TorchSharp;
 
 namespace Microsoft.ML.Peft.Backbones;
@@ -11,6 +14,12 @@ namespace Microsoft.ML.Peft.Backbones;
 internal static class CpuThreads
 {
     private static readonly Lazy<int> _set = new(Set);
+
+    // Whoever changes the process' number only in passing does so under this lock.
+    private static readonly Lock _process = new();
+
+    private static readonly BlockingCollection<Action> _work = [];
+    private static int _workers;
 
     /// <summary>Uses all cores; returns the number of threads.</summary>
     public static int UseCores() => _set.Value;
@@ -24,6 +33,7 @@ internal static class CpuThreads
     public static Lent Lend(int threads = 0)
     {
         UseCores();
+        using Lock.Scope alone = _process.EnterScope();
         int own = torch.get_num_threads(), wanted = threads > 0 ? threads : OfProcess();
         if (own != wanted) torch.set_num_threads(wanted);
         return new Lent(threads > 0 ? own : wanted);
@@ -36,6 +46,67 @@ internal static class CpuThreads
         fresh.Start();
         fresh.Join();
         return found;
+    }
+
+    /// <summary>
+    /// Does pieces of work on as many threads as the calling one would use, each of which computes alone: nothing waits until
+    /// all are done. Gradients, dispose scopes and the like are the work's own affair, as on any new thread.
+    /// </summary>
+    /// <param name="count">Number of pieces.</param>
+    /// <param name="work">Does the piece of a number; called on several threads at once, the lower numbers first.</param>
+    public static void Share(int count, Action<int> work)
+    {
+        int number = torch.get_num_threads(), next = -1;
+        bool kernels = NativeKernels.On;
+        Exception? failure = null;
+        void Work()
+        {
+            using NativeKernels.OffScope? off = kernels ? null : NativeKernels.Off();
+            try
+            {
+                for (int i; Volatile.Read(ref failure) is null && (i = Interlocked.Increment(ref next)) < count;) work(i);
+            }
+            catch (Exception e)
+            {
+                Interlocked.CompareExchange(ref failure, e, null);
+            }
+        }
+
+        int workers = Math.Min(number, count);
+        using var open = new CountdownEvent(workers);
+        for (int i = 0; i < workers; i++)
+            _work.Add(() =>
+            {
+                Work();
+                open.Signal();
+            });
+        Staff(workers, number);
+        open.Wait();
+        if (failure is not null) ExceptionDispatchInfo.Throw(failure);
+    }
+
+    // Threads that libtorch computes on alone; they stay, since telling it so is not free. The number that is set for a thread
+    // becomes the process' too, so it is set back.
+    private static void Staff(int wanted, int process)
+    {
+        if (Volatile.Read(ref _workers) >= wanted) return;
+        using Lock.Scope alone = _process.EnterScope();
+        for (; _workers < wanted; _workers++)
+        {
+            using var ready = new ManualResetEventSlim();
+            var thread = new Thread(() =>
+            {
+                // Asked first, or libtorch would take the process' number at the thread's first operation.
+                torch.get_num_threads();
+                torch.set_num_threads(1);
+                ready.Set();
+                foreach (Action work in _work.GetConsumingEnumerable()) work();
+            });
+            (thread.IsBackground, thread.Name) = (true, "Microsoft.ML.Peft scoring");
+            thread.Start();
+            ready.Wait();
+        }
+        torch.set_num_threads(process);
     }
 
     public readonly struct Lent(int before) : IDisposable

@@ -68,6 +68,30 @@ public abstract class ThreadsTests : OneThread
             });
     }
 
+    [TestMethod]
+    public void CoresShareTheBatchesOfAScoring()
+    {
+        using ClassificationTransformer model = Tiny.Train(_ml, TinyTexts.View(_ml));
+        Review[] rows = TinyTexts.Rows(200, seed: 5);
+        float[][] Scores() => TinyTexts.Scores(model, _ml.Data.LoadFromEnumerable(rows));
+        float[][] expected = Scores();
+        int before = get_num_threads();
+        try
+        {
+            set_num_threads(3);
+            Assert.IsLessThan(1e-5, TinyTexts.Gap(expected, Scores()));
+            long live = LiveTensors.Count();
+            for (int i = 0; i < 5; i++) Assert.IsLessThan(1e-5, TinyTexts.Gap(expected, Scores()));
+            Assert.AreEqual(live, LiveTensors.Count());
+            Assert.AreEqual(3, get_num_threads());
+            OnAnotherThread(() => Assert.AreEqual(3, get_num_threads(), "the process' number"));
+        }
+        finally
+        {
+            set_num_threads(before);
+        }
+    }
+
     private static void OnAnotherThread(Action run)
     {
         Exception? thrown = null;

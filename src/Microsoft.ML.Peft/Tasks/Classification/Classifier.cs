@@ -62,8 +62,6 @@ internal sealed class Classifier<TRow>(AdaptedModel model, RowEncoder<TRow> enco
                 "The transformer was disposed. A PredictionEngine that owns it disposes it too: make engines with PredictionEngineOptions { OwnsTransformer = false }.");
         var examples = new Example[rows.Count];
         for (int i = 0; i < examples.Length; i++) examples[i] = encoder.Encode(rows[i]);
-        // A lone row is scored at once: what differs is the rounding.
-        using CpuThreads.Lent? threads = rows.Count > 1 ? CpuThreads.Lend() : null;
         Func<ClassScores>? unreadable = encoder.SkipsUnreadable ? Skip : null;
         Precision.See(examples);
         return Score(examples, unreadable, null);

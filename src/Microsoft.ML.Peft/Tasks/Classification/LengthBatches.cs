@@ -2,6 +2,7 @@
 
 using Microsoft.ML.Peft.Backbones;
 using Microsoft.ML.Peft.Training;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Tasks;
@@ -11,6 +12,9 @@ internal static class LengthBatches
 {
     // Padded tokens of one forward pass: large enough to keep the products busy, small enough for the caches.
     private const int TokensABatch = 2048;
+
+    // The same where each core has a batch of its own, and the least that is worth one.
+    private const int TokensACore = 512, FewTokens = 128, BatchesACore = 4;
 
     // Images and sounds are as many numbers as thousands of tokens, and are assembled while the batch before is scored.
     private const int RowsABatch = 64;
@@ -26,28 +30,45 @@ internal static class LengthBatches
         var results = new ClassScores[examples.Length];
         var places = new Dictionary<Example, int>(ReferenceEqualityComparer.Instance);
         for (int i = 0; i < examples.Length; i++) places[examples[i]] = i;
-        foreach (BatchArrays arrays in ReadAhead.Of(Batches(examples), rows => Assemble(backbone, rows, unreadable is not null)))
+        void Take(BatchArrays arrays)
         {
             foreach (Example row in arrays.Unreadable) results[places[row]] = unreadable!();
             if (arrays.Rows.Count > 0) ScoreBatch(backbone, arrays, [.. arrays.Rows.Select(r => places[r])], score, results);
         }
+
+        BatchArrays Make(Example[] rows) => Assemble(backbone, rows, unreadable is not null);
+
+        // A lone row is scored at once: what differs is the rounding.
+        using CpuThreads.Lent? threads = examples.Length > 1 ? CpuThreads.Lend() : null;
+        // On the CPU each core takes batches of its own: cores that share one wait for each other after each product.
+        int cores = backbone.Device.type == DeviceType.CPU && examples.Length > 1 ? get_num_threads() : 1;
+        List<Example[]> batches = Batches(examples, cores);
+        if (cores > 1 && batches.Count > 1)
+            CpuThreads.Share(batches.Count, i => Take(Make(batches[^(i + 1)])));
+        else
+            foreach (BatchArrays arrays in ReadAhead.Of(batches, Make)) Take(arrays);
         return results;
     }
 
-    private static IEnumerable<Example[]> Batches(Example[] examples)
+    // The longest come last; several cores get batches enough that none of them waits long for the last one.
+    private static List<Example[]> Batches(Example[] examples, int cores)
     {
         Example[] order = [.. examples.OrderBy(e => e.Length)];
+        long most = TokensABatch;
+        if (cores > 1) most = Math.Clamp(order.Sum(e => (long)e.Length) / (BatchesACore * cores), FewTokens, TokensACore);
+        List<Example[]> batches = [];
         for (int start = 0; start < order.Length;)
         {
             int count = 1;
-            while (start + count < order.Length && Fits(order[start], order[start + count], count + 1)) count++;
-            yield return order[start..(start + count)];
+            while (start + count < order.Length && Fits(order[start], order[start + count], count + 1, most)) count++;
+            batches.Add(order[start..(start + count)]);
             start += count;
         }
+        return batches;
     }
 
     // Padding that a network takes for silence would change the scores of the rows beside it.
-    private static bool Fits(Example first, Example longest, int count) => (long)count * longest.Length <= TokensABatch
+    private static bool Fits(Example first, Example longest, int count, long tokens) => (long)count * longest.Length <= tokens
         && (longest.Input is not { } input || (count <= RowsABatch && (input.StandsAlone || longest.Length == first.Length)));
 
     private static BatchArrays Assemble(Backbone backbone, Example[] rows, bool skip)
