@@ -1,15 +1,15 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 // The third side of the benchmark: ONNX Runtime over the same rows and batches, on the file that the library exports or on its
 // quantised form. Needs the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts) in $ONNXRUNTIME_NODE.
-//   node eng/bench/onnx_score.mjs score|latency|first FOLDER FILE THREADS [WARMUP]
+//   node eng/bench/onnx_score.mjs score|latency|first FOLDER FILE THREADS [SECONDS OF WARM-UP] [SECONDS]
 import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-const [mode, folder, file, threads, warmup = '3'] = process.argv.slice(2);
+const [mode, folder, file, threads, warm = '1', seconds = '1'] = process.argv.slice(2);
 const require = createRequire(join(process.env.ONNXRUNTIME_NODE ?? process.cwd(), 'package.json'));
 const runtime = require('onnxruntime-node');
-const CALLS = 300, CALLS_BEFORE = 50, WARMUP = Number(warmup);
+const CALLS = 300, CALLS_BEFORE = 50;
 const numbers = name => readFileSync(join(folder, name), 'utf8').trim().split('\n').map(line => line.split(' ').map(Number));
 
 const rows = numbers('score.rows').map(row => row.slice(1)), batches = numbers('score.batches');
@@ -24,17 +24,23 @@ function collate(batch) {
     return Object.fromEntries(session.inputNames.map(name => [name, new runtime.Tensor('int64', inputs[name], shape)]));
 }
 
-async function score() {
-    for (let i = 0; i < WARMUP; i++) await session.run(collate(batches[Math.floor(i * (batches.length - 1) / Math.max(1, WARMUP - 1))]), ['logits']);
-    const began = performance.now(), before = process.cpuUsage(), scores = [];
-    let tokens = 0;
-    for (const batch of batches) {
-        const result = await session.run(collate(batch), ['logits']);
-        scores.push(...result.logits.data);
-        tokens += batch.reduce((sum, r) => sum + rows[r].length, 0);
+// Pass after pass until the time is over.
+async function passes(seconds) {
+    let scores = [], number = 0;
+    for (const began = performance.now(); number === 0 || performance.now() - began < 1000 * seconds; number++) {
+        scores = [];
+        for (const batch of batches) scores.push(...(await session.run(collate(batch), ['logits'])).logits.data);
     }
-    const cpu = process.cpuUsage(before);
-    return { tokens, seconds: (performance.now() - began) / 1000, cpuSeconds: (cpu.user + cpu.system) / 1e6, scores };
+    return { scores, number };
+}
+
+async function score() {
+    await passes(Number(warm));
+    const began = performance.now(), before = process.cpuUsage();
+    const { scores, number } = await passes(Number(seconds));
+    const cpu = process.cpuUsage(before), time = (performance.now() - began) / 1000;
+    const tokens = number * batches.reduce((sum, batch) => sum + batch.reduce((s, r) => s + rows[r].length, 0), 0);
+    return { tokens, seconds: time, cpuSeconds: (cpu.user + cpu.system) / 1e6, scores };
 }
 
 async function latency() {
@@ -51,8 +57,8 @@ async function latency() {
 }
 
 async function first() {
-    const result = await session.run(collate([0]), ['logits']);
-    return { scores: Array.from(result.logits.data) };
+    const result = await session.run(collate([0]), ['probabilities']);
+    return { scores: Array.from(result.probabilities.data) };
 }
 
 const report = await { score, latency, first }[mode]();

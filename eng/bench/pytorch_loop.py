@@ -5,7 +5,7 @@ The network is written out as transformers' BertForSequenceClassification comput
 always added), LoRA as peft computes it (unmerged, dropout on its input). No package but torch is needed. Rows, batches
 and initial values come from the files that the benchmark program wrote; one line of JSON goes to standard output.
 
-    pytorch_loop.py train|score|latency|first|profile FOLDER --threads N [--autocast] [--dropout on|off] [--steps N] [--warmup N] [--rate R]
+    pytorch_loop.py train|score|latency|first|profile FOLDER --threads N [--autocast] [--dropout on|off] [--steps N] [--warmup N] [--rate R] [--warm SECONDS] [--seconds SECONDS]
 """
 import argparse
 import contextlib
@@ -208,21 +208,33 @@ def train(model, pad, rows, batches, arguments, after_step=lambda step: None):
     return {"losses": losses, "tokens": tokens, "seconds": time.perf_counter() - began, "cpuSeconds": time.process_time() - cpu}
 
 
-def score(model, pad, rows, batches, warmup, arguments):
-    """Scores of all batches; some, from the shortest to the longest, are scored before, to warm up."""
+def score(model, pad, rows, batches, arguments):
+    """Scores of all batches, pass after pass: passes until the warm-up is over, then as many as fill the time that is measured."""
+    def passes(seconds):
+        began, number = time.perf_counter(), 0
+        while number == 0 or time.perf_counter() - began < seconds:
+            scores, number = [], number + 1
+            for batch in batches:
+                ids, mask, _ = collate([rows[r] for r in batch], pad)
+                scores.extend(model(ids, mask).flatten().tolist())
+        return scores, number
+
     model.eval()
-    scores, tokens = [], 0
     with torch.inference_mode(), autocast(arguments):
-        for i in range(warmup):
-            ids, mask, _ = collate([rows[r] for r in batches[i * (len(batches) - 1) // max(1, warmup - 1)]], pad)
-            model(ids, mask)
+        passes(arguments.warm)
         began, cpu = time.perf_counter(), time.process_time()
-        for batch in batches:
-            ids, mask, _ = collate([rows[r] for r in batch], pad)
-            scores.extend(model(ids, mask).flatten().tolist())
-            tokens += sum(len(rows[r][1]) for r in batch)
+        scores, number = passes(arguments.seconds)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    tokens = number * sum(len(rows[r][1]) for batch in batches for r in batch)
     return {"scores": scores, "tokens": tokens, "seconds": seconds, "cpuSeconds": cpu}
+
+
+def first(model, pad, rows):
+    """Scores of the first row alone, at once."""
+    model.eval()
+    with torch.inference_mode():
+        ids, mask, _ = collate(rows[:1], pad)
+        return {"scores": model(ids, mask)[0].softmax(-1).tolist()}
 
 
 def latency(model, pad, rows, arguments):
@@ -279,6 +291,8 @@ def main():
     parser.add_argument("--dropout", default="on")
     parser.add_argument("--steps", type=int, default=1 << 30)
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--warm", type=float, default=1)
+    parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--rate", type=float, default=5e-4)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -291,11 +305,11 @@ def main():
     if arguments.mode == "train":
         result = train(model, pad, rows, batches, arguments)
     elif arguments.mode == "score":
-        result = score(model, pad, rows, batches, arguments.warmup, arguments)
+        result = score(model, pad, rows, batches, arguments)
     elif arguments.mode == "latency":
         result = latency(model, pad, rows, arguments)
     elif arguments.mode == "first":
-        result = score(model, pad, rows, [[0]], 0, arguments)
+        result = first(model, pad, rows)
     else:
         train(model, pad, rows, batches[:3], arguments)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -40,12 +40,12 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
     {
         string[] precisions = Sides.Precisions(arguments.Text("precisions", ""));
         string small = Preparation.Small(folder);
-        var minilm = new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 25), arguments.Int("loss-steps", 30), int.MaxValue, hasGoals: true);
+        var minilm = new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 100), arguments.Int("loss-steps", 30), int.MaxValue, hasGoals: true);
         return Array.ConvertAll<string, Section>(names, name => name switch
         {
             "minilm" => minilm,
             "base" => new Throughput(
-                "BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 6), lossSteps: 3, arguments.Int("base-rounds", 3), hasGoals: false),
+                "BERT-base's geometry", Preparation.Base(folder), sides, precisions, arguments.Int("base-steps", 12), lossSteps: 3, arguments.Int("base-rounds", 3), hasGoals: false),
             "latency" => new Latency(small, sides, precisions),
             "roofline" => new Roofline(small, sides, precisions, minilm, alone: !names.Contains("minilm")),
             "start" => new Start(small, sides),

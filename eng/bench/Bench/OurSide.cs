@@ -37,9 +37,9 @@ internal static class OurSide
         else chosen = model.ChoosePrecision(Tokens(model, material.Rows, batches[batches.Length / 2])).ToString();
         Report report = mode switch
         {
-            "score" => Score(model, material.Rows, batches, warmup),
+            "score" => Score(model, material.Rows, batches, arguments.Number("warm", 1), arguments.Number("seconds", 1)),
             "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row)),
-            "first" => Score(model, material.Rows, [[0]], 0),
+            "first" => new Report { Scores = Probabilities(model, material.Rows[0]) },
             _ => throw new ArgumentException($"There is no mode '{mode}'."),
         };
         return report with { Text = chosen };
@@ -88,28 +88,33 @@ internal static class OurSide
         public override IReadOnlyList<int[]> Epoch(int epoch) => batches;
     }
 
-    /// <summary>Scores of all batches; some, from the shortest to the longest, are scored before, to warm up.</summary>
-    public static Report Score(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, int warmup)
+    /// <summary>
+    /// Scores of the rows by the library's own batches, pass after pass: passes until the warm-up is over, then as many as fill the
+    /// time that is measured.
+    /// </summary>
+    public static Report Score(AdaptedModel model, IReadOnlyList<Example> rows, int[][] batches, double warmup, double seconds)
     {
-        using var off = no_grad();
-        for (int i = 0; i < warmup; i++) Score(model, rows, batches[i * (batches.Length - 1) / Math.Max(1, warmup - 1)]);
-        var scores = new List<float>();
+        Example[] all = [.. batches.SelectMany(b => b).Select(r => rows[r])];
+        ClassScores[] Pass() => LengthBatches.Score(model.Backbone, all, (tokens, _) => model.Forward(tokens, new Pass(model.Patches)));
+        Passes(Pass, warmup);
         long began = Stopwatch.GetTimestamp();
         TimeSpan cpu = Environment.CpuUsage.TotalTime;
-        foreach (int[] batch in batches) scores.AddRange(Score(model, rows, batch));
+        (ClassScores[] scores, int passes) = Passes(Pass, seconds);
         return new Report
         {
             Seconds = Stopwatch.GetElapsedTime(began).TotalSeconds,
             CpuSeconds = (Environment.CpuUsage.TotalTime - cpu).TotalSeconds,
-            Scores = [.. scores],
-            Tokens = batches.Sum(b => b.Sum(r => (long)rows[r].Length)),
+            Scores = [.. scores.SelectMany(s => s.Logits)],
+            Tokens = passes * all.Sum(row => (long)row.Length),
         };
     }
 
-    private static float[] Score(AdaptedModel model, IReadOnlyList<Example> rows, int[] batch)
+    private static (ClassScores[] Scores, int Passes) Passes(Func<ClassScores[]> pass, double seconds)
     {
-        using var scope = NewDisposeScope();
-        return model.Forward(Tokens(model, rows, batch), new Pass(model.Patches)).data<float>().ToArray();
+        ClassScores[] scores = [];
+        int passes = 0;
+        for (long began = Stopwatch.GetTimestamp(); passes == 0 || Stopwatch.GetElapsedTime(began).TotalSeconds < seconds; passes++) scores = pass();
+        return (scores, passes);
     }
 
     private static TokenBatch Tokens(AdaptedModel model, IReadOnlyList<Example> rows, int[] batch) =>

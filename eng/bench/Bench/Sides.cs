@@ -40,10 +40,10 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     ];
 
     /// <summary>ONNX Runtime on the exported file and on its quantised form; none where it is not there.</summary>
-    public IEnumerable<Contender> Onnx(string mode, string folder, int warmup = 0) => !HasOnnxRuntime ? [] :
+    public IEnumerable<Contender> Onnx(string mode, string folder, int warm = 0, int seconds = 0) => !HasOnnxRuntime ? [] :
     [
-        new(OnnxFloat, ours: false, () => Onnx(mode, folder, Preparation.OnnxFile, warmup)),
-        new(OnnxInt8, ours: false, () => Onnx(mode, folder, Preparation.QuantisedFile, warmup)),
+        new(OnnxFloat, ours: false, () => Onnx(mode, folder, Preparation.OnnxFile, warm, seconds)),
+        new(OnnxInt8, ours: false, () => Onnx(mode, folder, Preparation.QuantisedFile, warm, seconds)),
     ];
 
     public Measured Ours(string mode, string folder, params string[] more) =>
@@ -54,8 +54,8 @@ internal sealed class Sides(string python, string libraries, string scripts, int
     private Measured Python(string script, bool autocast, params string[] words) => Start(
         python, [Path.Combine(scripts, script), .. words, "--threads", $"{threads}", .. autocast ? ["--autocast"] : Array.Empty<string>()]);
 
-    private Measured Onnx(string mode, string folder, string file, int warmup) =>
-        Start("node", [Path.Combine(scripts, "onnx_score.mjs"), mode, folder, file, $"{threads}", $"{warmup}"]);
+    private Measured Onnx(string mode, string folder, string file, int warm, int seconds) =>
+        Start("node", [Path.Combine(scripts, "onnx_score.mjs"), mode, folder, file, $"{threads}", $"{warm}", $"{seconds}"]);
 
     private Measured Start(string program, string[] words)
     {
