@@ -111,34 +111,6 @@ PN_INLINE void quantise_row(const float* x, int64_t count, int32_t* target) {
     for (k = count; k < groups_of(count) * Group; k++) to[k] = 0;
 }
 
-// GELU to 1e-4: a step of a quantised sum is a hundred times as large. The normal distribution's share is a polynomial in x^2.
-PN_INLINE vf quick_gelu(vf x) {
-    vf z = least(most(x, all(-4.6f)), all(4.6f)), t = z * z;
-    vf p = t * 2.57725723e-11f - 2.91920352e-09f;
-    p = p * t + 1.45010345e-07f;
-    p = p * t - 4.1834701e-06f;
-    p = p * t + 7.8483394e-05f;
-    p = p * t - 1.01895151e-03f;
-    p = p * t + 9.52053459e-03f;
-    p = p * t - 6.58775328e-02f;
-    p = p * t + 3.98652931e-01f;
-    return x * (p * z + 0.5f);
-}
-
-template <int Rows>
-PN_INLINE void finish_int8(vf (&c)[Rows][2], const pn_product& p, int64_t m, int64_t n, int64_t columns) {
-    // Where a gradient follows it is the exact function's.
-    if (p.activation != PN_GELU || p.before) return finish<Rows>(c, p, m, n, columns);
-    pn_product without = p;
-    without.activation = PN_LINEAR, without.dropout = {};
-    finish<Rows>(c, without, m, n, columns);
-    for (int i = 0; i < Rows; i++)
-        for (int h = 0; h < 2; h++) {
-            c[i][h] = quick_gelu(c[i][h]);
-            if (p.dropout.threshold > 0) c[i][h] *= kept((uint32_t)((m + i) * p.out + n + h * L), p.dropout);
-        }
-}
-
 static int quantise_rows(const float* x, int64_t rows, int64_t x_row, int64_t in, int32_t* target, int threads) {
     int64_t words = row_words(in);
     if (rows * in < 65536) threads = 1;
@@ -197,13 +169,9 @@ static void tile_int8(const pn_product& p, const Weights8& w, const int32_t* row
         c[i][1] = __builtin_convertvector(s[i][1] - zero * sum_right, vf) * (scale * right);
     }
     float* y = p.y + m * p.y_row + n;
-    if (p.accumulate) {
-        vf old[Rows][2];
-        read<Rows>(old, y, p.y_row, columns);
-        for (int i = 0; i < Rows; i++) c[i][0] += old[i][0], c[i][1] += old[i][1];
-    }
+    if (p.accumulate) add_rows<Rows>(c, y, p.y_row, columns);
     if (p.low) add_low_rank<Rows>(c, p, up + panel * p.rank * NR, m, n);
-    finish_int8<Rows>(c, p, m, n, columns);
+    finish<Rows>(c, p, m, n, columns);
     write<Rows>(c, y, p.y_row, columns);
 }
 
@@ -215,26 +183,23 @@ PN_INLINE void rows_int8(int64_t count, const pn_product& p, const Weights8& w, 
 
 static int product_int8(const pn_product& p) {
     Weights8 w(*p.packed);
+    int64_t words = p.rows_int8 ? 0 : p.rows * row_words(p.in), floats = words + L + up_floats(p);
+    Supply supply{pn::scratch(pn::SlotRows, floats)};
+    if (!supply.next) return -2;
     const int32_t* rows = p.rows_int8;
     if (!rows) {
-        int32_t* made = (int32_t*)pn::scratch(pn::SlotRows, p.rows * row_words(p.in));
-        if (!made) return -2;
+        int32_t* made = (int32_t*)supply.take(words);
         quantise_rows(p.x, p.rows, p.x_row, p.in, made, p.threads);
         rows = made;
     }
-    int64_t panels = (p.out + NR - 1) / NR, groups = (panels + PanelGroup - 1) / PanelGroup, row_blocks = (p.rows + RowBlock - 1) / RowBlock, parts = row_blocks * groups;
-    float* up = nullptr;
-    if (p.low) {
-        up = pn::scratch(pn::SlotUp, panels * NR * p.rank);
-        if (!up) return -2;
-        pack(p.up, p.out, p.rank, p.up_out, p.up_rank, p.scale, up);
-    }
+    const float* up = pack_up(p, supply);
+    Split split(p, 0, 1);
     int threads = (double)p.rows * p.out * (p.in / Group + p.rank) < 250e3 ? 1 : p.threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-    for (int64_t part = 0; part < parts; part++) {
-        int64_t m0 = part / groups * RowBlock, m1 = least(p.rows, m0 + RowBlock), p0 = part % groups * PanelGroup, p1 = least(panels, p0 + PanelGroup);
-        for (int64_t panel = p0; panel < p1; panel++)
-            for (int64_t m = m0; m < m1; m += MR) rows_int8(least(MR, m1 - m), p, w, rows, up, m, panel);
+    for (int64_t part = 0; part < split.parts(); part++) {
+        Part at = split.part(p, part);
+        for (int64_t panel = at.p0; panel < at.p1; panel++)
+            for (int64_t m = at.m0; m < at.m1; m += MR) rows_int8(least(MR, at.m1 - m), p, w, rows, up, m, panel);
     }
     return 0;
 }

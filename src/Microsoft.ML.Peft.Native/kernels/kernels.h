@@ -37,6 +37,6 @@ struct Kernels {
 // Memory of the calling thread that stays for its next call; a slot each for what is needed at once. Null where there is none left.
 float* scratch(int slot, size_t floats);
 
-constexpr int SlotWeights = 0, SlotUp = 1, SlotHeads = 2, SlotRows = 3, Slots = 4, MostProducts = 8;
+constexpr int SlotWeights = 0, SlotHeads = 1, SlotRows = 2, Slots = 3, MostProducts = 8;
 
 }

@@ -55,7 +55,8 @@ PN_INLINE void add_low_rank(vf (&c)[Rows][2], const pn_product& p, const float* 
 
 template <int Rows>
 PN_INLINE void finish(vf (&c)[Rows][2], const pn_product& p, int64_t m, int64_t n, int64_t columns) {
-    bool roughly = p.packed && p.packed->bfloat16;
+    // Enough for what is rounded anyway; in int8 not where a gradient follows, nor in it.
+    bool roughly = p.packed && (p.packed->bfloat16 || (p.packed->int8 && !p.before && !p.slopes));
     if (p.bias) {
         vf left = load(p.bias + n, columns), right = columns > L ? load(p.bias + n + L, columns - L) : vf{};
         for (int i = 0; i < Rows; i++) c[i][0] += left, c[i][1] += right;
@@ -68,17 +69,18 @@ PN_INLINE void finish(vf (&c)[Rows][2], const pn_product& p, int64_t m, int64_t 
             }
     } else {
         if (p.before) write_before<Rows>(c, p, m, n, columns);
-        if (p.activation != PN_LINEAR)
+        if (roughly && p.activation == PN_GELU) {
             for (int i = 0; i < Rows; i++)
-                for (int h = 0; h < 2; h++) c[i][h] = roughly ? activate_roughly(c[i][h], p.activation) : activate(c[i][h], p.activation);
+                for (int h = 0; h < 2; h++) c[i][h] = gelu_roughly(c[i][h]);
+        } else if (p.activation != PN_LINEAR) {
+            for (int i = 0; i < Rows; i++)
+                for (int h = 0; h < 2; h++) c[i][h] = activate(c[i][h], p.activation);
+        }
     }
     if (p.dropout.threshold > 0)
         for (int i = 0; i < Rows; i++)
             for (int h = 0; h < 2; h++) c[i][h] *= kept((uint32_t)((m + i) * p.out + n + h * L), p.dropout);
-    if (!p.residual) return;
-    vf other[Rows][2];
-    read<Rows>(other, p.residual + m * p.residual_row + n, p.residual_row, columns);
-    for (int i = 0; i < Rows; i++) c[i][0] += other[i][0], c[i][1] += other[i][1];
+    if (p.residual) add_rows<Rows>(c, p.residual + m * p.residual_row + n, p.residual_row, columns);
 }
 
 template <int Rows>
@@ -116,13 +118,18 @@ PN_INLINE void product_rows(int64_t rows, const pn_product& p, const Right& righ
     else if constexpr (Rows > 1) product_rows<Rows - 1>(rows, p, right, m, panel, k, count);
 }
 
-static void product_part(const pn_product& p, const Right& right, int64_t m0, int64_t m1, int64_t p0, int64_t p1) {
+// Rows from m0 on and panels from p0 on, to before m1 and p1.
+struct Part {
+    int64_t m0, m1, p0, p1;
+};
+
+static void product_part(const pn_product& p, const Right& right, const Part& at) {
     // Sums that leave the registers are in float32: what is rounded at the end runs over all of k at once.
     int64_t step = p.y_bfloat16 ? p.in : right.rounded ? 2 * KBlock : KBlock, k = 0;
     do {
         int64_t count = least(step, p.in - k);
-        for (int64_t panel = p0; panel < p1; panel++)
-            for (int64_t m = m0; m < m1; m += MR) product_rows(least(MR, m1 - m), p, right, m, panel, k, count);
+        for (int64_t panel = at.p0; panel < at.p1; panel++)
+            for (int64_t m = at.m0; m < at.m1; m += MR) product_rows(least(MR, at.m1 - m), p, right, m, panel, k, count);
         k += count;
     } while (k < p.in);
 }
@@ -141,6 +148,16 @@ PN_INLINE int64_t panels_of(const pn_product& p) { return (p.out + NR - 1) / NR;
 PN_INLINE int64_t even_of(const pn_product& p) { return (p.in + 1) / 2 * 2; }
 PN_INLINE bool same_rows(const pn_product& a, const pn_product& b) { return a.x == b.x && a.x_row == b.x_row && a.x_in == b.x_in && a.rows == b.rows && a.in == b.in; }
 
+// The low-rank term's second factor in panels, from as many floats as up_floats says.
+PN_INLINE int64_t up_floats(const pn_product& p) { return p.low ? panels_of(p) * NR * p.rank + L : 0; }
+
+static float* pack_up(const pn_product& p, Supply& supply) {
+    if (!p.low) return nullptr;
+    float* made = supply.take(panels_of(p) * NR * p.rank);
+    pack(p.up, p.out, p.rank, p.up_out, p.up_rank, p.scale, made);
+    return made;
+}
+
 // x in bfloat16, for all threads.
 static void round_rows(const pn_product& p, Right& right, Supply& supply) {
 #ifdef __AVX512BF16__
@@ -156,10 +173,7 @@ static void round_rows(const pn_product& p, Right& right, Supply& supply) {
 
 // What a product needs beside its rows: the packed weight, low-rank factors in panels, rows in bfloat16.
 static bool prepare(const pn_product& p, Right& right, Supply& supply) {
-    if (p.low) {
-        right.up = supply.take(panels_of(p) * NR * p.rank);
-        pack(p.up, p.out, p.rank, p.up_out, p.up_rank, p.scale, right.up);
-    }
+    right.up = pack_up(p, supply);
     if (p.packed && !p.packed->bfloat16) right.data = p.packed->data, right.panel = p.in * NR, right.row = NR;
     else if (p.packed) {
         right.rounded = (const uint16_t*)p.packed->data, right.panel = even_of(p) * NR, right.even = even_of(p);
@@ -200,10 +214,9 @@ struct Split {
 
     int64_t parts() const { return row_blocks * groups; }
 
-    void run(const pn_product* list, const Right* rights, int64_t part) const {
-        int64_t m = part / groups * row_block, g = part % groups * panel_group;
-        for (int64_t i = first; i < first + count; i++)
-            product_part(list[i], rights[i], m, least(list[i].rows, m + row_block), g, least(panels_of(list[i]), g + panel_group));
+    Part part(const pn_product& p, int64_t at) const {
+        int64_t m = at / groups * row_block, n = at % groups * panel_group;
+        return {m, least(p.rows, m + row_block), n, least(panels_of(p), n + panel_group)};
     }
 };
 
@@ -227,7 +240,7 @@ static int products(const pn_product* list, int count) {
             int failed = products(list, i);
             return failed ? failed : products(list + i, count - i);
         }
-        if (p.low) floats += panels_of(p) * NR * p.rank + L;
+        floats += up_floats(p);
         if (p.packed && p.packed->bfloat16 && !p.x_bfloat16) floats += p.rows * even_of(p) / 2 + 1 + L;
         work += (double)p.rows * p.out * (p.in + p.rank);
     }
@@ -245,7 +258,7 @@ static int products(const pn_product* list, int count) {
         int64_t rest = part;
         const Split* split = splits;
         while (rest >= split->parts()) rest -= (split++)->parts();
-        split->run(list, rights, rest);
+        for (int64_t i = split->first; i < split->first + split->count; i++) product_part(list[i], rights[i], split->part(list[i], rest));
     }
     return 0;
 }

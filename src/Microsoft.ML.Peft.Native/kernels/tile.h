@@ -48,6 +48,13 @@ PN_INLINE void write(const vf (&c)[Rows][2], float* y, int64_t y_row, int64_t co
     }
 }
 
+template <int Rows>
+PN_INLINE void add_rows(vf (&c)[Rows][2], const float* y, int64_t y_row, int64_t columns) {
+    vf other[Rows][2];
+    read<Rows>(other, y, y_row, columns);
+    for (int i = 0; i < Rows; i++) c[i][0] += other[i][0], c[i][1] += other[i][1];
+}
+
 // y[rows, columns] = factor a b, or added to y. Columns of b beyond `columns` must be readable.
 template <int Rows>
 static void block(int64_t count, Left a, const float* b, int64_t b_row, float factor, bool add, float* y, int64_t y_row, int64_t columns) {
@@ -55,11 +62,7 @@ static void block(int64_t count, Left a, const float* b, int64_t b_row, float fa
     multiply<Rows>(c, count, a, b, b_row);
     if (factor != 1.0f)
         for (int i = 0; i < Rows; i++) c[i][0] *= factor, c[i][1] *= factor;
-    if (add) {
-        vf old[Rows][2];
-        read<Rows>(old, y, y_row, columns);
-        for (int i = 0; i < Rows; i++) c[i][0] += old[i][0], c[i][1] += old[i][1];
-    }
+    if (add) add_rows<Rows>(c, y, y_row, columns);
     write<Rows>(c, y, y_row, columns);
 }
 

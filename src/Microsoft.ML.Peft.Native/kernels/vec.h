@@ -124,9 +124,8 @@ PN_INLINE vf slope(vf x, int kind) {
     }
 }
 
-// The same two of GELU within 1e-4, for what is rounded to bfloat16 next: odd polynomials, exact where they end.
-PN_INLINE vf activate_roughly(vf x, int kind) {
-    if (kind != PN_GELU) return activate(x, kind);
+// The same two of GELU within 1e-4, for what is rounded by more than that, to bfloat16 or to int8: odd polynomials, exact where they end.
+PN_INLINE vf gelu_roughly(vf x) {
     vf u = least(most(x, all(-4.2f)), all(4.2f)), z = u * u;
     vf p = z * 5.524179725e-11f - 5.262054348e-09f;
     p = p * z + 2.223551405e-07f;

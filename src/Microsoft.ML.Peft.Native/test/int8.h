@@ -76,6 +76,12 @@ static void int8_case(int64_t rows, int64_t out, int64_t in, int64_t rank, int k
     p.before = nullptr, p.y = quick.data();
     expect_ok(name, pn_product_run(&p));
     expect(name + ", what follows where no gradient is asked for", distance(quick, y), kind == PN_GELU ? 2e-4 : 0);
+    vector<float> summed(rows * out);
+    p.residual = y.data(), p.residual_row = out, p.y = summed.data();
+    expect_ok(name, pn_product_run(&p));
+    for (size_t i = 0; i < summed.size(); i++) summed[i] -= y[i];
+    expect(name + ", a residual comes behind all else", distance(summed, quick), 1e-5);
+    p.residual = nullptr;
     if (rows > 1) {
         vector<float> row(out), all(rows * out);
         p.before = nullptr, p.activation = 0, p.dropout = {}, p.y = all.data();
