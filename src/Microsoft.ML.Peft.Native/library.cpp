@@ -260,3 +260,36 @@ int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t
         ? done(kernels().activation_backward(x, d_y, d_x, count, activation, dropout ? *dropout : none, threads))
         : refuse("the gradient of an activation needs its argument and a result");
 }
+
+static int run(const pn_step& step) {
+    switch (step.kind) {
+        case PN_PRODUCTS: return pn_products_run((const pn_product*)step.what, step.count);
+        case PN_LOW_RANK_PRODUCT: return pn_low_rank_product((const pn_low_rank*)step.what);
+        case PN_LOW_RANK_GRADIENT: return pn_low_rank_gradient((const pn_low_rank*)step.what);
+        case PN_ATTENTION_FORWARD: return pn_attention_forward((const pn_attention*)step.what);
+        case PN_ATTENTION_BACKWARD: return pn_attention_backward((const pn_attention*)step.what);
+        case PN_NORM_FORWARD: return pn_norm_forward((const pn_norm*)step.what);
+        case PN_NORM_BACKWARD: return pn_norm_backward((const pn_norm*)step.what);
+        case PN_ACTIVATION_FORWARD: {
+            auto* a = (const pn_activate*)step.what;
+            return pn_activation_forward(a->x, a->y, a->count, a->activation, a->threads);
+        }
+        default: return refuse("a step is of no kind that there is");
+    }
+}
+
+int pn_run(const pn_step* steps, const int32_t* ends, int32_t programs, int32_t threads) {
+    if (!steps || !ends || programs < 1 || threads < 1) return refuse("programs need steps and threads");
+    int result = 0;
+    const char* why = "";
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && programs > 1)
+    for (int32_t program = 0; program < programs; program++)
+        for (int32_t i = program ? ends[program - 1] : 0; i < ends[program]; i++)
+            if (int failed = steps[i].what ? run(steps[i]) : refuse("a step needs arguments")) {
+#pragma omp critical(pn_failure)
+                result = failed, why = last_error;
+                break;
+            }
+    if (result) last_error = why;
+    return result;
+}

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 5
+#define PN_ABI 6
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
@@ -26,6 +26,7 @@ typedef struct {
     uint32_t low, high;     // halves of the mixed key
     int32_t threshold;      // of 2^24; 0 for no dropout
     float kept;             // factor of what is kept
+    uint32_t first;         // place of the first entry: of a part of a matrix, how many entries lie before it
 } pn_dropout;
 
 // A matrix laid out for products, made once and read by all.
@@ -150,6 +151,28 @@ PN_API int pn_dropout_run(const float* x, float* y, int64_t count, const pn_drop
 // y = dropout(activation(x)), and its gradient d_x = d_y times the factors, times the activation's slope at x.
 PN_API int pn_activation_forward(const float* x, float* y, int64_t count, int32_t activation, int32_t threads);
 PN_API int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t count, int32_t activation, const pn_dropout* dropout, int32_t threads);
+
+// One of the calls above. Programs run at once, a thread each, and their steps in order: threads meet once at the end instead of
+// after each step. Steps of several programs should ask for one thread. Where one fails, the result is that of a failing step.
+enum pn_kind {
+    PN_PRODUCTS = 0, PN_LOW_RANK_PRODUCT = 1, PN_LOW_RANK_GRADIENT = 2, PN_ATTENTION_FORWARD = 3, PN_ATTENTION_BACKWARD = 4,
+    PN_NORM_FORWARD = 5, PN_NORM_BACKWARD = 6, PN_ACTIVATION_FORWARD = 7
+};
+
+typedef struct {
+    int32_t kind, count;    // how many products; 1 for all else
+    const void* what;       // pn_product, pn_low_rank, pn_attention, pn_norm, pn_activate
+} pn_step;
+
+typedef struct {
+    const float* x;
+    float* y;
+    int64_t count;
+    int32_t activation, threads;
+} pn_activate;
+
+// Steps of program i end before ends[i], and begin where those of the one before end.
+PN_API int pn_run(const pn_step* steps, const int32_t* ends, int32_t programs, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -158,7 +158,7 @@ PN_INLINE vf kept(uint32_t place, const pn_dropout& d) {
     vi at = lanes();
     vu x;
     memcpy(&x, &at, sizeof x);
-    x = (x + place) * 0x9E3779B9u + d.low;
+    x = (x + (place + d.first)) * 0x9E3779B9u + d.low;
     x ^= x >> 16;
     x *= 0x21F0AAADu;
     x ^= (x >> 15) ^ d.high;

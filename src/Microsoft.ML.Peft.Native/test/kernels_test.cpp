@@ -8,6 +8,7 @@
 #include "int8.h"
 #include "norms.h"
 #include "products.h"
+#include "programs.h"
 #include "speed.h"
 
 // Many threads at once give the same bits.
@@ -58,6 +59,7 @@ int main(int count, char** words) {
     }
     if (count > 1) generator.seed(atoi(words[1]));
     product_cases();
+    program_cases();
     int8_cases();
     attention_cases();
     norm_cases();

@@ -169,6 +169,45 @@ public sealed class FusedLayerTests
         Assert.AreEqual(expected, found, 2e-3 * (1 + Math.Abs(expected)));
     }
 
+    // Threads take slices of the batch where it can be cut evenly, and share each product where not.
+    [TestMethod]
+    [DataRow(4, 40)]
+    [DataRow(6, 11)]
+    [DataRow(9, 23)]
+    [DataRow(2, 5)]
+    [DataRow(1, 64)]
+    public void ThreadsDoNotChangeABit(int batch, int tokens)
+    {
+        using var scope = NewDisposeScope();
+        using var layer = new Layer(40, 2, 56, "gelu", 0.1);
+        Tensor x = Numbers("x", batch, tokens, 40);
+        int before = get_num_threads();
+        foreach (Precision precision in (Precision[])[Precision.Float32, Precision.BFloat16, Precision.Int8Frozen])
+            foreach ((string patched, string trained, bool input) in (ReadOnlySpan<(string, string, bool)>)[("qv", "qv", true), ("qkvoud", "qkvoud", true), ("qkvoud", "kd", false), ("u", "u", false)])
+                foreach (bool first in (bool[])[false, true])
+                    try
+                    {
+                        set_num_threads(1);
+                        (Tensor output, Tensor?[] gradients) = Run(layer, x, patched, trained, input, first, true, 0.1, fused: true, precision);
+                        foreach (int threads in (int[])[2, 3, 5])
+                        {
+                            set_num_threads(threads);
+                            string what = $"{batch}x{tokens}, {patched}, first {first}, {precision}, {threads} threads";
+                            (Tensor found, Tensor?[] slopes) = Run(layer, x, patched, trained, input, first, true, 0.1, fused: true, precision);
+                            Same(what, output, found);
+                            for (int i = 0; i < gradients.Length; i++)
+                                if (gradients[i] is { } gradient) Same($"{what}: gradient {i}", gradient, slopes[i]!);
+                        }
+                    }
+                    finally
+                    {
+                        set_num_threads(before);
+                    }
+    }
+
+    private static void Same(string what, Tensor expected, Tensor found) =>
+        CollectionAssert.AreEqual(expected.contiguous().data<float>().ToArray(), found.contiguous().data<float>().ToArray(), what);
+
     // Sums over rows alone see them all: what a row's own tokens give has the same bits alone and among others.
     [TestMethod]
     public void RowsDoNotSeeEachOther()

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Adaptation;
 
-/// <content>The kernels of both directions, in their order.</content>
+/// <content>The kernels of both directions, in their order: written down for each slice of the batch, then run side by side.</content>
 internal static unsafe partial class FusedLayer
 {
     // Pointers to the factors of each site's term.
@@ -29,316 +29,347 @@ internal static unsafe partial class FusedLayer
 
     private static Tensor Forward(Call call, Tensor x, List<Tensor> tensors, Tensor? kept)
     {
-        Factors factors = Factors.Of(call, tensors);
         Room measure = default;
         if (kept is null) Kept.Place(call, ref measure);
         using Tensor? own = kept is null ? Memory(measure.Taken) : null;
         var room = new Room(Pointer(kept ?? own!));
         Kept k = Kept.Place(call, ref room);
         long rows = call.Asked * call.Width;
-        bool context = k.Context is null, small = call.SmallInner;
+        bool context = k.Context is null;
         using Tensor work = Memory((context ? rows + 16 : 0) + rows + 16 + (call.Asked * call.Inner));
         room = new Room(Pointer(work));
         if (context) k.Context = room.Take(rows);
         if (kept is null) k.Before = k.Sums = null;
-        float* attended = room.Take(rows), inner = room.Take(call.Asked * call.Inner, small), given = Pointer(x);
+        Tensor y = empty([call.Batch, call.Asked / call.Batch, call.Width], dtype: ScalarType.Float32);
 
-        long[] shape = [call.Batch, call.Asked / call.Batch, call.Width];
-        Tensor y = empty(shape, dtype: ScalarType.Float32);
-        NativeProduct* list = stackalloc NativeProduct[3];
-        list[Query] = Product(call, Query, given + call.AskedAt, call.AskedRow, factors, ref k, k.Q);
-        list[Key] = Product(call, Key, given, call.Width, factors, ref k, k.K);
-        list[Value] = Product(call, Value, given, call.Width, factors, ref k, k.V);
-        Run(list, 3, call.Precision, false, call.Parts.Projections);
-        NativeAttention a = Attention(call, k);
-        a.Out = Heads(call, k.Context, call.Asked);
-        Run(call, a, Calls.AttentionForward);
-
-        NativeProduct p = Product(call, Output, k.Context, call.Width, factors, ref k, k.Attended);
-        p.Residual = given + call.AskedAt;
-        p.ResidualRow = call.AskedRow;
-        p.Dropout = call.Attended;
-        Run(call, Output, p);
-        Norm(call.Parts.AttentionNorm, call.Asked, k.Attended, attended);
-
-        p = Product(call, Up, attended, call.Width, factors, ref k, inner);
-        p.Activation = (int)call.Parts.Activation;
-        p.Before = k.Before;
-        p.BeforeBFloat16 = small ? 1 : 0;
-        p.YBFloat16 = small ? 1 : 0;
-        Run(call, Up, p);
-        p = Product(call, Down, inner, call.Inner, factors, ref k, k.Fed);
-        p.Residual = attended;
-        p.ResidualRow = call.Width;
-        p.Dropout = call.Fed;
-        p.XBFloat16 = small ? 1 : 0;
-        Run(call, Down, p);
-        Norm(call.Parts.FeedForwardNorm, call.Asked, k.Fed, Pointer(y));
+        Slice[] slices = Slices(call);
+        using KernelSteps steps = KernelSteps.Take();
+        fixed (int* lengths = call.Lengths)
+        {
+            var pass = new ForwardPass(call, steps, lengths, Factors.Of(call, tensors))
+            {
+                Given = Pointer(x),
+                Attended = room.Take(rows),
+                Inner = room.Take(call.Asked * call.Inner, call.SmallInner),
+                Y = Pointer(y),
+            };
+            steps.Threads = slices.Length > 1 ? 1 : get_num_threads();
+            foreach (Slice slice in slices) pass.Add(slice, k.From(call, slice));
+            steps.Run(slices.Length);
+        }
         GC.KeepAlive(x);
         GC.KeepAlive(tensors);
         return y;
     }
 
-    // A site's product and, where it has a term, the term's first factor.
-    private static NativeProduct Product(Call call, int site, float* x, long row, in Factors factors, ref Kept kept, float* y)
+    private readonly ref struct ForwardPass(Call call, KernelSteps steps, int* lengths, Factors factors)
     {
-        Projection projection = call.Parts.Projections[site];
-        long rows = call.RowsOf(site);
-        var p = new NativeProduct { Rows = rows, Out = projection.Out, In = projection.In, X = x, XRow = row, XIn = 1, Y = y, YRow = projection.Out, Bias = projection.Bias is { } bias ? Pointer(bias) : null };
-        if (call.Terms[site] is not { } term) return p;
-        float* low = (float*)kept.Low[site];
-        FrozenLinear.Run(new NativeLowRank
-        {
-            Rows = rows,
-            In = projection.In,
-            Rank = term.Rank,
-            X = x,
-            XRow = row,
-            A = (float*)factors.A[site],
-            ARank = projection.In,
-            AIn = 1,
-            Low = low,
-            LowRow = term.Rank,
-            Scale = 1,
-            Dropout = call.Low[site],
-        });
-        p.Low = low;
-        p.LowRow = term.Rank;
-        p.Rank = term.Rank;
-        p.Up = (float*)factors.B[site];
-        p.UpOut = term.Rank;
-        p.UpRank = 1;
-        p.Scale = term.Scale;
-        return p;
-    }
+        public float* Given { get; init; }
 
-    private static void Run(Call call, int site, NativeProduct p) => FrozenLinear.Run(p, call.Parts.Projections[site].PackedForward(call.Precision));
+        public float* Attended { get; init; }
 
-    private static void Run(NativeProduct* list, int count, Precision precision, bool backward, ReadOnlySpan<Projection> sites)
-    {
-        Span<bool> held = stackalloc bool[count];
-        var packed = new PackedWeight[count];
-        try
+        public float* Inner { get; init; }
+
+        public float* Y { get; init; }
+
+        // Pointers of `k` are the slice's, those above the batch's.
+        public void Add(Slice slice, Kept k)
         {
-            for (int i = 0; i < count; i++)
+            Parts parts = call.Parts;
+            long width = call.Width, rows = slice.Asked.From * width;
+            bool small = call.SmallInner;
+            float* given = Given + (slice.All.From * width), attended = Attended + rows, inner = At(Inner, slice.Asked.From * call.Inner, small);
+            ReadOnlySpan<NativeProduct> asked =
+            [
+                Product(Query, slice, given + call.AskedAt, call.AskedRow, k, k.Q),
+                Product(Key, slice, given, width, k, k.K),
+                Product(Value, slice, given, width, k, k.V),
+            ];
+            steps.Add(asked);
+            NativeAttention a = Attention(call, slice, k, lengths);
+            a.Out = Heads(call, k.Context, call.Asked / call.Batch);
+            steps.Add(a, backward: false);
+
+            NativeProduct p = Product(Output, slice, k.Context, width, k, k.Attended);
+            p.Residual = given + call.AskedAt;
+            p.ResidualRow = call.AskedRow;
+            p.Dropout = call.Attended.From(rows);
+            steps.Add([p]);
+            steps.Add(Norm(parts.AttentionNorm, slice.Asked, k.Attended, attended), backward: false);
+
+            p = Product(Up, slice, attended, width, k, inner);
+            p.Activation = (int)parts.Activation;
+            p.Before = k.Before;
+            p.BeforeBFloat16 = p.YBFloat16 = small ? 1 : 0;
+            steps.Add([p]);
+            p = Product(Down, slice, inner, call.Inner, k, k.Fed);
+            p.Residual = attended;
+            p.ResidualRow = width;
+            p.Dropout = call.Fed.From(rows);
+            p.XBFloat16 = small ? 1 : 0;
+            steps.Add([p]);
+            steps.Add(Norm(parts.FeedForwardNorm, slice.Asked, k.Fed, Y + rows), backward: false);
+            steps.Next();
+        }
+
+        // A site's product; where it has a term, the term's first factor comes before it.
+        private NativeProduct Product(int site, Slice slice, float* x, long row, in Kept k, float* y)
+        {
+            Projection projection = call.Parts.Projections[site];
+            Stretch rows = slice.Of(site);
+            var p = new NativeProduct
             {
-                packed[i] = backward ? sites[i].PackedBackward(precision) : sites[i].PackedForward(precision);
-                packed[i].DangerousAddRef(ref held[i]);
-                (list[i].Packed, list[i].Threads) = (packed[i].DangerousGetHandle(), get_num_threads());
-            }
-            Check(Calls.Products(list, count));
-        }
-        finally
-        {
-            for (int i = 0; i < count; i++)
-                if (held[i]) packed[i].DangerousRelease();
+                Rows = rows.Count,
+                Out = projection.Out,
+                In = projection.In,
+                X = x,
+                XRow = row,
+                XIn = 1,
+                Y = y,
+                YRow = projection.Out,
+                Bias = projection.Bias is { } bias ? Pointer(bias) : null,
+                Packed = steps.Hold(projection.PackedForward(call.Precision)),
+            };
+            if (call.Terms[site] is not { } term) return p;
+            float* low = (float*)k.Low[site];
+            steps.Add(new NativeLowRank
+            {
+                Rows = rows.Count,
+                In = projection.In,
+                Rank = term.Rank,
+                X = x,
+                XRow = row,
+                A = (float*)factors.A[site],
+                ARank = projection.In,
+                AIn = 1,
+                Low = low,
+                LowRow = term.Rank,
+                Scale = 1,
+                Dropout = call.Low[site].From(rows.From * projection.In),
+            });
+            p.Low = low;
+            p.LowRow = term.Rank;
+            p.Rank = term.Rank;
+            p.Up = (float*)factors.B[site];
+            p.UpOut = term.Rank;
+            p.UpRank = 1;
+            p.Scale = term.Scale;
+            return p;
         }
     }
 
-    private static NativeHeads Heads(Call call, float* data, long rows) => new()
+    private static NativeHeads Heads(Call call, float* data, long tokens) => new()
     {
         Data = data,
-        Batch = rows / call.Batch * call.Width,
+        Batch = tokens * call.Width,
         Head = call.Parts.Core.HeadWidth,
         Token = call.Width,
     };
 
-    private static NativeAttention Attention(Call call, in Kept kept) => new()
+    private static NativeAttention Attention(Call call, Slice slice, in Kept kept, int* lengths)
     {
-        Batch = call.Batch,
-        Heads = call.Parts.Core.Heads,
-        KeyHeads = call.Parts.Core.Heads,
-        Queries = call.Asked / call.Batch,
-        Keys = call.Tokens,
-        Width = call.Parts.Core.HeadWidth,
-        Q = Heads(call, kept.Q, call.Asked),
-        K = Heads(call, kept.K, call.Rows),
-        V = Heads(call, kept.V, call.Rows),
-        Scale = (float)call.Parts.Core.Scale,
-        Threads = get_num_threads(),
-        Dropout = call.Shares,
-        Sums = kept.Sums,
-    };
-
-    private static void Run(Call call, NativeAttention a, delegate* unmanaged<NativeAttention*, int> kernel)
-    {
-        fixed (int* lengths = call.Lengths)
+        long queries = call.Asked / call.Batch, heads = call.Parts.Core.Heads;
+        return new NativeAttention
         {
-            a.Lengths = lengths;
-            Check(kernel(&a));
-        }
+            Batch = slice.Batch,
+            Heads = heads,
+            KeyHeads = heads,
+            Queries = queries,
+            Keys = call.Tokens,
+            Width = call.Parts.Core.HeadWidth,
+            Q = Heads(call, kept.Q, queries),
+            K = Heads(call, kept.K, call.Tokens),
+            V = Heads(call, kept.V, call.Tokens),
+            Lengths = lengths is null ? null : lengths + slice.From,
+            Scale = (float)call.Parts.Core.Scale,
+            Dropout = call.Shares.From(slice.From * heads * queries * call.Tokens),
+            Sums = kept.Sums,
+        };
     }
 
-    private static NativeNorm Norm(Norm norm, long rows, float* x) => new()
+    private static NativeNorm Norm(Norm norm, Stretch rows, float* x, float* y = null) => new()
     {
-        Rows = rows,
+        Rows = rows.Count,
         Width = norm.Weight.shape[0],
         X = x,
+        Y = y,
         Weight = Pointer(norm.Weight),
         Bias = norm.Bias is { } bias ? Pointer(bias) : null,
         Epsilon = (float)norm.Epsilon,
         RootMeanSquare = norm.RootMeanSquare ? 1 : 0,
-        Threads = get_num_threads(),
     };
-
-    private static void Norm(Norm norm, long rows, float* x, float* y)
-    {
-        NativeNorm n = Norm(norm, rows, x);
-        n.Y = y;
-        Check(Calls.NormForward(&n));
-    }
-
-    private static void NormBackward(Norm norm, long rows, float* x, float* given, float* below, float* dropped, NativeDropout dropout, bool small)
-    {
-        NativeNorm n = Norm(norm, rows, x);
-        n.DY = given;
-        n.DX = below;
-        n.DDropped = dropped;
-        n.Dropout = dropout;
-        n.DroppedBFloat16 = small ? 1 : 0;
-        Check(Calls.NormBackward(&n));
-    }
 
     // The gradients of the input and of the factors, null where none was asked for.
     private static Tensor[] Backward(Call call, Tensor keptTensor, List<Tensor> tensors, Tensor? x, Tensor given)
     {
-        var back = new BackwardPass(call, keptTensor, tensors, x);
-        back.FeedForward(given);
-        if (back.NeedsAttention) back.Attention();
+        Slice[] slices = Slices(call);
+        using KernelSteps steps = KernelSteps.Take();
+        using var back = new BackwardPass(call, steps, keptTensor, tensors);
+        fixed (int* lengths = call.Lengths)
+        {
+            steps.Threads = slices.Length > 1 ? 1 : get_num_threads();
+            foreach (Slice slice in slices) back.Add(slice, Pointer(given), lengths);
+            steps.Run(slices.Length);
+        }
+        // Sums over all rows: a factor a thread, so that they are the same however many there are.
+        steps.Threads = 1;
+        Tensor[] gradients = back.Learn(x is null ? null : Pointer(x));
+        steps.Run(get_num_threads());
         GC.KeepAlive(keptTensor);
+        GC.KeepAlive(tensors);
         GC.KeepAlive(x);
         GC.KeepAlive(given);
-        return [back.Below!, .. back.Gradients];
+        return [back.Below!, .. gradients];
     }
 
     private ref struct BackwardPass
     {
         private readonly Call _call;
+        private readonly KernelSteps _steps;
         private readonly Factors _factors;
-        private readonly float* _x, _fed, _fedDropped, _inner, _attended, _attendedDropped, _context, _dq, _dk, _dv;
-        private readonly long _width, _asked;
-        private readonly bool _smallInner, _smallOut;
-        private Kept _kept;
-        private Room _room;
+        private readonly Kept _kept;
+        private readonly Tensor _work;
+        private readonly float* _fed, _fedDropped, _inner, _attended, _attendedDropped, _context, _dq, _dk, _dv, _upInput, _downInput;
+        private readonly bool _smallInner, _smallOut, _needsQueries, _needsAttention;
+        private fixed long _back[Sites];
 
-        public BackwardPass(Call call, Tensor kept, List<Tensor> tensors, Tensor? x)
+        public BackwardPass(Call call, KernelSteps steps, Tensor kept, List<Tensor> tensors)
         {
-            (_call, _factors) = (call, Factors.Of(call, tensors));
+            (_call, _steps, _factors) = (call, steps, Factors.Of(call, tensors));
             var room = new Room(Pointer(kept));
             _kept = Kept.Place(call, ref room);
-            (_width, _asked) = (call.Width, call.Asked);
-            _x = x is null ? null : Pointer(x);
             // Gradients that feed products alone are written in bfloat16.
             (_smallInner, _smallOut) = (call.SmallInnerGradients, call.SmallGradients && call.Terms[Output] is null);
-            NeedsQueries = call.Input || call.Trained(Query) || call.Trained(Key) || call.Trained(Value);
-            NeedsAttention = NeedsQueries || call.Trained(Output);
+            _needsQueries = call.Input || call.Trained(Query) || call.Trained(Key) || call.Trained(Value);
+            _needsAttention = _needsQueries || call.Trained(Output);
             Below = call.Input ? empty([call.Batch, call.Tokens, call.Width], dtype: ScalarType.Float32) : null;
-            long rows = (call.Asked * call.Width) + 16, all = (call.Rows * call.Width) + 16;
-            long back = call.Terms.Select((t, site) => t is null ? 0 : (call.RowsOf(site) * t.Rank) + 16).Sum();
             bool own = Below is null || call.First is not null;
-            Tensor work = Memory((5 * rows) + (own ? rows : 0) + (2 * all) + (call.Asked * call.Inner) + 16 + back + (call.Terms[Up] is { A: true } ? rows : 0) + (call.Terms[Down] is { A: true } ? (call.Asked * call.Inner) + 16 : 0));
-            _room = new Room(Pointer(work));
-            _fed = _room.Take(rows);
-            _fedDropped = _room.Take(_asked * _width, _smallInner);
-            _inner = _room.Take(_asked * call.Inner, _smallInner);
-            _attended = own ? _room.Take(rows) : Pointer(Below!);
-            _attendedDropped = _room.Take(_asked * _width, _smallOut);
-            _context = _room.Take(_asked * _width);
-            _dq = _room.Take(_asked * _width);
-            _dk = _room.Take(call.Rows * _width);
-            _dv = _room.Take(call.Rows * _width);
-            Gradients = [.. tensors.Select(_ => (Tensor)null!)];
+            room = default;
+            for (int turn = 0; turn < 2; turn++)
+            {
+                // Measured, then taken.
+                if (turn == 1) room = new Room(Pointer(_work = Memory(room.Taken)));
+                long rows = call.Asked * call.Width, inner = call.Asked * call.Inner;
+                _fed = room.Take(rows);
+                _fedDropped = room.Take(rows, _smallInner);
+                _inner = room.Take(inner, _smallInner);
+                _attended = own ? room.Take(rows) : null;
+                _attendedDropped = room.Take(rows, _smallOut);
+                _context = room.Take(rows);
+                _dq = room.Take(rows);
+                _dk = room.Take(call.Rows * call.Width);
+                _dv = room.Take(call.Rows * call.Width);
+                _upInput = call.Terms[Up] is { A: true } ? room.Take(rows) : null;
+                _downInput = call.Terms[Down] is { A: true } ? room.Take(inner) : null;
+                for (int site = 0; site < Sites; site++)
+                    if (call.Terms[site] is { } term) _back[site] = (long)room.Take(call.RowsOf(site) * term.Rank);
+            }
+            if (!own) _attended = Pointer(Below!);
+            _work ??= null!;
         }
-
-        public bool NeedsQueries { get; }
-
-        public bool NeedsAttention { get; }
 
         public Tensor? Below { get; }
 
-        public Tensor[] Gradients { get; }
+        public readonly void Dispose() => _work.Dispose();
+
+        /// <summary>Writes down what a slice's rows need; <paramref name="given"/> is the gradient of the batch's output.</summary>
+        public readonly void Add(Slice slice, float* given, int* lengths)
+        {
+            Kept k = _kept.From(_call, slice);
+            FeedForward(slice, k, given + (slice.Asked.From * _call.Width));
+            if (_needsAttention) Attention(slice, k, lengths);
+            _steps.Next();
+        }
+
+        private readonly float* Asked(float* start, Slice slice, bool small = false) => At(start, slice.Asked.From * _call.Width, small);
 
         // From the layer's output to the sum before the attention part's norm, in _attended.
-        public void FeedForward(Tensor given)
+        private readonly void FeedForward(Slice slice, in Kept k, float* given)
         {
-            NormBackward(_call.Parts.FeedForwardNorm, _asked, _kept.Fed, Pointer(given), _fed, _fedDropped, _call.Fed, _smallInner);
-            NativeProduct p = Back(Down, _fedDropped, _inner, _smallInner);
+            Parts parts = _call.Parts;
+            float* fed = Asked(_fed, slice), dropped = Asked(_fedDropped, slice, _smallInner), inner = At(_inner, slice.Asked.From * _call.Inner, _smallInner);
+            NormBack(parts.FeedForwardNorm, slice, k.Fed, given, fed, dropped, _call.Fed, _smallInner);
+            NativeProduct p = Back(Down, slice, dropped, inner, _smallInner);
             p.Slopes = 1;
-            p.Activation = (int)_call.Parts.Activation;
-            p.Before = _kept.Before;
+            p.Activation = (int)parts.Activation;
+            p.Before = k.Before;
             p.BeforeBFloat16 = _call.SmallInner ? 1 : 0;
             p.YBFloat16 = _smallInner ? 1 : 0;
-            FrozenLinear.Run(p, _call.Parts.Projections[Down].PackedBackward(_call.Gradients));
-            if (_call.Terms[Down] is { A: true })
-            {
-                float* inner = _room.Take(_asked * _call.Inner);
-                Check(Calls.ActivationForward(_kept.Before, inner, _asked * _call.Inner, (int)_call.Parts.Activation, get_num_threads()));
-                Learn(Down, inner, _call.Inner, _fedDropped, (float*)p.Low);
-            }
-            else
-            {
-                Learn(Down, null, 0, _fedDropped, p.Low);
-            }
-            if (!NeedsAttention && !_call.Trained(Up)) return;
-            p = Back(Up, _inner, _fed, _smallInner);
+            _steps.Add([p]);
+            if (_downInput is not null)
+                _steps.Add(new NativeActivate { X = k.Before, Y = _downInput + (slice.Asked.From * _call.Inner), Count = slice.Asked.Count * _call.Inner, Activation = (int)parts.Activation });
+            if (!_needsAttention && !_call.Trained(Up)) return;
+            p = Back(Up, slice, inner, fed, _smallInner);
             p.Accumulate = 1;
-            if (NeedsAttention) FrozenLinear.Run(p, _call.Parts.Projections[Up].PackedBackward(_call.Gradients));
-            float* attended = null;
-            if (_call.Terms[Up] is { A: true }) Norm(_call.Parts.AttentionNorm, _asked, _kept.Attended, attended = _room.Take(_asked * _width));
-            Learn(Up, attended, _width, _inner, p.Low);
-            if (NeedsAttention) NormBackward(_call.Parts.AttentionNorm, _asked, _kept.Attended, _fed, _attended, _attendedDropped, _call.Attended, _smallOut);
+            if (_needsAttention) _steps.Add([p]);
+            if (_upInput is not null) _steps.Add(Norm(parts.AttentionNorm, slice.Asked, k.Attended, Asked(_upInput, slice)), backward: false);
+            if (_needsAttention) NormBack(parts.AttentionNorm, slice, k.Attended, fed, Asked(_attended, slice), Asked(_attendedDropped, slice, _smallOut), _call.Attended, _smallOut);
         }
 
         // From there to the layer's input.
-        public void Attention()
+        private readonly void Attention(Slice slice, in Kept k, int* lengths)
         {
-            NativeProduct p = Back(Output, _attendedDropped, _context, _smallOut);
-            if (NeedsQueries) FrozenLinear.Run(p, _call.Parts.Projections[Output].PackedBackward(_call.Gradients));
-            Learn(Output, _kept.Context, _width, _attendedDropped, p.Low);
-            if (!NeedsQueries) return;
-            NativeAttention a = FusedLayer.Attention(_call, _kept);
-            (a.DOut, a.DQ, a.DK, a.DV) = (Heads(_call, _context, _asked), Heads(_call, _dq, _asked), Heads(_call, _dk, _call.Rows), Heads(_call, _dv, _call.Rows));
-            Run(_call, a, Calls.AttentionBackward);
+            long width = _call.Width, queries = _call.Asked / _call.Batch, all = slice.All.From * width;
+            float* context = Asked(_context, slice);
+            NativeProduct p = Back(Output, slice, Asked(_attendedDropped, slice, _smallOut), context, _smallOut);
+            if (!_needsQueries) return;
+            _steps.Add([p]);
+            NativeAttention a = FusedLayer.Attention(_call, slice, k, lengths);
+            float* dq = Asked(_dq, slice), dk = _dk + all, dv = _dv + all;
+            (a.DOut, a.DQ, a.DK, a.DV) = (Heads(_call, context, queries), Heads(_call, dq, queries), Heads(_call, dk, _call.Tokens), Heads(_call, dv, _call.Tokens));
+            _steps.Add(a, backward: true);
 
-            float* below = Below is null ? null : Pointer(Below);
-            NativeProduct* list = stackalloc NativeProduct[3];
-            NativeProduct q = Back(Query, _dq, below, false), k = Back(Key, _dk, below, false), v = Back(Value, _dv, below, false);
-            Projection[] sites = _call.Parts.Projections;
-            if (Below is not null)
+            float* below = Below is null ? null : Pointer(Below) + all;
+            NativeProduct q = Back(Query, slice, dq, below, false), key = Back(Key, slice, dk, below, false), value = Back(Value, slice, dv, below, false);
+            if (below is null) return;
+            (q.Accumulate, value.Accumulate) = (1, 1);
+            key.Accumulate = _call.First is null ? 1 : 0;
+            if (_call.First is null)
             {
-                (q.Accumulate, v.Accumulate) = (1, 1);
-                k.Accumulate = _call.First is null ? 1 : 0;
-                if (_call.First is null)
-                {
-                    (list[0], list[1], list[2]) = (q, k, v);
-                    Run(list, 3, _call.Gradients, true, sites);
-                }
-                else
-                {
-                    // All tokens answer; those that ask have more.
-                    (list[0], list[1]) = (k, v);
-                    Run(list, 2, _call.Gradients, true, [sites[Key], sites[Value]]);
-                    q.Y = below + _call.AskedAt;
-                    q.YRow = _call.AskedRow;
-                    q.Residual = _attended;
-                    q.ResidualRow = _width;
-                    FrozenLinear.Run(q, sites[Query].PackedBackward(_call.Gradients));
-                }
+                _steps.Add([q, key, value]);
+                return;
             }
-            Learn(Query, _x is null ? null : _x + _call.AskedAt, _call.AskedRow, _dq, q.Low);
-            Learn(Key, _x, _width, _dk, k.Low);
-            Learn(Value, _x, _width, _dv, v.Low);
+            // All tokens answer; those that ask have more.
+            _steps.Add([key, value]);
+            q.Y = below + _call.AskedAt;
+            q.YRow = _call.AskedRow;
+            q.Residual = Asked(_attended, slice);
+            q.ResidualRow = width;
+            _steps.Add([q]);
+        }
+
+        private readonly void NormBack(Norm norm, Slice slice, float* x, float* given, float* below, float* dropped, NativeDropout dropout, bool small)
+        {
+            NativeNorm n = Norm(norm, slice.Asked, x);
+            n.DY = given;
+            n.DX = below;
+            n.DDropped = dropped;
+            n.Dropout = dropout.From(slice.Asked.From * _call.Width);
+            n.DroppedBFloat16 = small ? 1 : 0;
+            _steps.Add(n, backward: true);
         }
 
         // dy W, with what a term's first factor gives back, through its mask.
-        private NativeProduct Back(int site, float* given, float* below, bool small)
+        private readonly NativeProduct Back(int site, Slice slice, float* given, float* below, bool small)
         {
             Projection projection = _call.Parts.Projections[site];
-            long rows = _call.RowsOf(site);
-            var p = new NativeProduct { Rows = rows, Out = projection.In, In = projection.Out, X = given, XRow = projection.Out, XIn = 1, Y = below, YRow = projection.In, XBFloat16 = small ? 1 : 0 };
+            Stretch rows = slice.Of(site);
+            var p = new NativeProduct
+            {
+                Rows = rows.Count,
+                Out = projection.In,
+                In = projection.Out,
+                X = given,
+                XRow = projection.Out,
+                XIn = 1,
+                Y = below,
+                YRow = projection.In,
+                XBFloat16 = small ? 1 : 0,
+                Packed = _steps.Hold(projection.PackedBackward(_call.Gradients)),
+            };
             if (_call.Terms[site] is not { } term) return p;
-            float* back = _room.Take(rows * term.Rank);
-            FrozenLinear.Run(Given(site, term, given, back) with { A = (float*)_factors.B[site], Scale = term.Scale });
+            float* back = (float*)_back[site] + (rows.From * term.Rank);
+            _steps.Add(Second(site, term, rows.Count, given, back) with { A = (float*)_factors.B[site], Scale = term.Scale });
             p.Low = back;
             p.LowRow = term.Rank;
             p.Rank = term.Rank;
@@ -346,14 +377,14 @@ internal static unsafe partial class FusedLayer
             p.UpOut = 1;
             p.UpRank = projection.In;
             p.Scale = 1;
-            p.LowDropout = _call.Low[site];
+            p.LowDropout = _call.Low[site].From(rows.From * projection.In);
             return p;
         }
 
         // The second factor [out, rank] beside the gradient of the site's output.
-        private readonly NativeLowRank Given(int site, Term term, float* given, float* low) => new()
+        private readonly NativeLowRank Second(int site, Term term, long rows, float* given, float* low) => new()
         {
-            Rows = _call.RowsOf(site),
+            Rows = rows,
             In = _call.Parts.Projections[site].Out,
             Rank = term.Rank,
             X = given,
@@ -364,20 +395,50 @@ internal static unsafe partial class FusedLayer
             LowRow = term.Rank,
         };
 
-        // Gradients of a term's factors, of the site's input and of what came back.
-        private void Learn(int site, float* x, long row, float* given, float* back)
+        /// <summary>Writes down the gradients of the factors, a program each, over all rows; <paramref name="x"/> is the layer's input.</summary>
+        public readonly Tensor[] Learn(float* x)
         {
-            if (_call.Terms[site] is not { } term) return;
-            Projection projection = _call.Parts.Projections[site];
-            int at = 2 * _call.Terms.Take(site).Count(t => t is not null);
-            if (term.A)
+            List<Tensor> gradients = [];
+            for (int site = 0; site < Sites; site++)
             {
-                Tensor first = Gradients[at] = empty([term.Rank, projection.In], dtype: ScalarType.Float32);
-                FrozenLinear.Run(new NativeLowRank { Rows = _call.RowsOf(site), In = projection.In, Rank = term.Rank, X = x, XRow = row, A = Pointer(first), ARank = projection.In, AIn = 1, Low = back, LowRow = term.Rank, Scale = 1, Dropout = _call.Low[site] }, gradient: true);
+                if (_call.Terms[site] is not { } term) continue;
+                long wide = _call.Parts.Projections[site].In, rows = _call.RowsOf(site);
+                Tensor? first = term.A ? empty([term.Rank, wide], dtype: ScalarType.Float32) : null, second = term.B ? empty([_call.Parts.Projections[site].Out, term.Rank], dtype: ScalarType.Float32) : null;
+                gradients.AddRange([first!, second!]);
+                if (first is not null)
+                {
+                    (nint input, long row) = Input(site, x);
+                    _steps.Add(
+                        new NativeLowRank { Rows = rows, In = wide, Rank = term.Rank, X = (float*)input, XRow = row, A = Pointer(first), ARank = wide, AIn = 1, Low = (float*)_back[site], LowRow = term.Rank, Scale = 1, Dropout = _call.Low[site] },
+                        gradient: true);
+                    _steps.Next();
+                }
+                if (second is null) continue;
+                _steps.Add(Second(site, term, rows, Given(site), (float*)_kept.Low[site]) with { A = Pointer(second), Scale = term.Scale }, gradient: true);
+                _steps.Next();
             }
-            if (!term.B) return;
-            Tensor second = Gradients[at + 1] = empty([projection.Out, term.Rank], dtype: ScalarType.Float32);
-            FrozenLinear.Run(Given(site, term, given, (float*)_kept.Low[site]) with { A = Pointer(second), Scale = term.Scale }, gradient: true);
+            return [.. gradients];
         }
+
+        // Where a site's input lies, and how far its rows are apart.
+        private readonly (nint Start, long Row) Input(int site, float* x) => site switch
+        {
+            Query => ((nint)(x + _call.AskedAt), _call.AskedRow),
+            Key or Value => ((nint)x, _call.Width),
+            Output => ((nint)_kept.Context, _call.Width),
+            Up => ((nint)_upInput, _call.Width),
+            _ => ((nint)_downInput, _call.Inner),
+        };
+
+        // The gradient of a site's output.
+        private readonly float* Given(int site) => site switch
+        {
+            Query => _dq,
+            Key => _dk,
+            Value => _dv,
+            Output => _attendedDropped,
+            Up => _inner,
+            _ => _fedDropped,
+        };
     }
 }

@@ -169,6 +169,32 @@ internal static unsafe partial class FusedLayer
         public bool ReadsInput => Terms[Query] is { A: true } || Terms[Key] is { A: true } || Terms[Value] is { A: true };
     }
 
+    /// <summary>Some rows of a matrix.</summary>
+    private readonly record struct Stretch(long From, long Count);
+
+    /// <summary>Some of a batch's rows: what one thread computes of a layer by itself.</summary>
+    private readonly record struct Slice(long From, long Batch, Stretch Asked, Stretch All)
+    {
+        public Stretch Of(int site) => site is Key or Value ? All : Asked;
+    }
+
+    // A slice a thread where they are about even; else one, in which the threads share each product.
+    private static Slice[] Slices(Call call)
+    {
+        const long Least = 16;   // tokens
+        long threads = Math.Min(get_num_threads(), call.Batch), most = threads == 0 ? 0 : (call.Batch + threads - 1) / threads;
+        if (threads < 2 || call.Rows < Least * threads || 8 * most * threads > 9 * call.Batch) threads = 1;
+        long queries = call.Asked / call.Batch, from = 0;
+        var slices = new Slice[threads];
+        for (int i = 0; i < threads; i++)
+        {
+            long batch = (call.Batch - from) / (threads - i);
+            slices[i] = new Slice(from, batch, new(from * queries, batch * queries), new(from * call.Tokens, batch * call.Tokens));
+            from += batch;
+        }
+        return slices;
+    }
+
     /// <summary>A stretch of memory, taken piece by piece; from null, how much it has to be.</summary>
     private ref struct Room(float* start)
     {
@@ -209,7 +235,28 @@ internal static unsafe partial class FusedLayer
                 if (call.Terms[site] is { } term) kept.Low[site] = (long)room.Take(call.RowsOf(site) * term.Rank);
             return kept;
         }
+
+        /// <summary>The same from a slice's first row on.</summary>
+        public readonly Kept From(Call call, Slice slice)
+        {
+            long asked = slice.Asked.From, all = slice.All.From;
+            Kept part = this;
+            part.Q += asked * call.Width;
+            part.K += all * call.Width;
+            part.V += all * call.Width;
+            part.Attended += asked * call.Width;
+            part.Fed += asked * call.Width;
+            if (Sums is not null) part.Sums += 2 * asked * call.Parts.Core.Heads;
+            if (Context is not null) part.Context += asked * call.Width;
+            if (Before is not null) part.Before = At(Before, asked * call.Inner, call.SmallInner);
+            for (int site = 0; site < Sites; site++)
+                if (call.Terms[site] is { } term) part.Low[site] += slice.Of(site).From * term.Rank * sizeof(float);
+            return part;
+        }
     }
+
+    // So many entries on; two of them in a float's place where they are small.
+    private static float* At(float* start, long entries, bool small) => small ? (float*)((ushort*)start + entries) : start + entries;
 
     private static Tensor Memory(long floats) => empty([Math.Max(1, floats)], dtype: ScalarType.Float32);
 

@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 5;
+    private const int Abi = 6;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 
@@ -144,6 +144,7 @@ public static class NativeKernels
             NormBackward = (delegate* unmanaged<NativeNorm*, int>)Of("pn_norm_backward");
             Dropout = (delegate* unmanaged<float*, float*, long, NativeDropout*, int, int>)Of("pn_dropout_run");
             ActivationForward = (delegate* unmanaged<float*, float*, long, int, int, int>)Of("pn_activation_forward");
+            Run = (delegate* unmanaged<NativeStep*, int*, int, int, int>)Of("pn_run");
             ActivationBackward = (delegate* unmanaged<float*, float*, float*, long, int, NativeDropout*, int, int>)Of("pn_activation_backward");
         }
 
@@ -173,6 +174,7 @@ public static class NativeKernels
         public readonly delegate* unmanaged<NativeAttention*, int> AttentionBackward;
         public readonly delegate* unmanaged<NativeNorm*, int> NormForward;
         public readonly delegate* unmanaged<NativeNorm*, int> NormBackward;
+        public readonly delegate* unmanaged<NativeStep*, int*, int, int, int> Run;
         public readonly delegate* unmanaged<float*, float*, long, NativeDropout*, int, int> Dropout;
         public readonly delegate* unmanaged<float*, float*, long, int, int, int> ActivationForward;
         public readonly delegate* unmanaged<float*, float*, float*, long, int, NativeDropout*, int, int> ActivationBackward;

@@ -23,6 +23,10 @@ internal struct NativeDropout
     public uint Low, High;
     public int Threshold;
     public float Kept;
+    public uint First;
+
+    /// <summary>The same mask over a part that begins so many entries later.</summary>
+    public readonly NativeDropout From(long entries) => this with { First = First + unchecked((uint)entries) };
 
     /// <summary>The mask that <see cref="DropoutMask"/> writes for a share and a key.</summary>
     public static NativeDropout Of(double probability, ulong key)
@@ -123,4 +127,33 @@ internal unsafe struct NativeNorm
     public float* DDropped;
     public int DroppedBFloat16;
     public NativeDropout Dropout;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeActivate
+{
+    public float* X;
+    public float* Y;
+    public long Count;
+    public int Activation, Threads;
+}
+
+internal enum NativeKind
+{
+    Products = 0,
+    LowRankProduct = 1,
+    LowRankGradient = 2,
+    AttentionForward = 3,
+    AttentionBackward = 4,
+    NormForward = 5,
+    NormBackward = 6,
+    ActivationForward = 7,
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeStep
+{
+    public NativeKind Kind;
+    public int Count;
+    public void* What;
 }
