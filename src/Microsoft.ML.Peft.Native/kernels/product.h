@@ -55,8 +55,8 @@ PN_INLINE void add_low_rank(vf (&c)[Rows][2], const pn_product& p, const float* 
 
 template <int Rows>
 PN_INLINE void finish(vf (&c)[Rows][2], const pn_product& p, int64_t m, int64_t n, int64_t columns) {
-    // Enough for what is rounded anyway; in int8 not where a gradient follows, nor in it.
-    bool roughly = p.packed && (p.packed->bfloat16 || (p.packed->int8 && !p.before && !p.slopes));
+    // Enough for what is rounded anyway.
+    bool roughly = p.packed && (p.packed->bfloat16 || p.packed->int8);
     if (p.bias) {
         vf left = load(p.bias + n, columns), right = columns > L ? load(p.bias + n + L, columns - L) : vf{};
         for (int i = 0; i < Rows; i++) c[i][0] += left, c[i][1] += right;

@@ -14,9 +14,9 @@ public enum Precision
     /// </summary>
     BFloat16,
     /// <summary>
-    /// Weights in 8 bits with a scale for each output, inputs in 256 steps for each token as they come; sums of whole numbers. What is
-    /// trained beside them, gradients of it too, stays in float32; while training, gradients of inputs are products in bfloat16 where
-    /// the processor has them. On a GPU it is <see cref="BFloat16"/>.
+    /// Weights in 8 bits with a scale for each output, inputs in 256 steps for each token as they come; sums of whole numbers. While
+    /// training, gradients of inputs are made the same way, the weight with a scale for each input (Wortsman et al. 2023, arXiv
+    /// 2304.13013). What is trained beside them, gradients of it too, stays in float32. On a GPU it is <see cref="BFloat16"/>.
     /// </summary>
     Int8Frozen,
     /// <summary>

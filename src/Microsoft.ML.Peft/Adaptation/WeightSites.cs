@@ -128,6 +128,9 @@ public sealed class Projection : WeightSite
     /// <summary>The weight in 8 bits, for libtorch where the kernels are off.</summary>
     internal Tensor Stepped() => _steps.Of(Dense);
 
+    /// <summary>The transposed weight in 8 bits, for the gradient of the input.</summary>
+    internal Tensor SteppedBack() => _steps.TransposedOf(Dense);
+
     /// <summary>Frees packed and rounded copies; a later use makes them anew.</summary>
     internal void Unpack()
     {

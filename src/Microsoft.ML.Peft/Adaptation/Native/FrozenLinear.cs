@@ -72,9 +72,8 @@ internal static unsafe class FrozenLinear
         _ => Precision.Float32,
     };
 
-    // Gradients have no steps of their own that would serve all rows: they are not quantised.
-    internal static Precision Backward(Precision forward) => forward == Precision.Int8Frozen && Calls.HasBFloat16 ? Precision.BFloat16
-        : forward == Precision.BFloat16 ? forward : Precision.Float32;
+    // A row's gradient is put on steps of its own, as the row was.
+    internal static Precision Backward(Precision forward) => forward;
 
     /// <summary>Rows in int8 as the kernel takes them, int32 <c>[rows, words]</c>, for several products of one input.</summary>
     internal static Tensor Int8Rows(Tensor x)
