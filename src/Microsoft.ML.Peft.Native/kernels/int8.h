@@ -181,18 +181,19 @@ PN_INLINE void rows_int8(int64_t count, const pn_product& p, const Weights8& w, 
     else if constexpr (Rows > 1) rows_int8<Rows - 1>(count, p, w, rows, up, m, panel);
 }
 
-static int product_int8(const pn_product& p) {
+// `rows` are those of the product before, where it had the same; else null. They stay for the next one.
+static int product_int8(const pn_product& p, const int32_t*& rows) {
     Weights8 w(*p.packed);
-    int64_t words = p.rows_int8 ? 0 : p.rows * row_words(p.in), floats = words + L + up_floats(p);
-    Supply supply{pn::scratch(pn::SlotRows, floats)};
+    Supply supply{pn::scratch(pn::SlotWeights, up_floats(p) + L)};
     if (!supply.next) return -2;
-    const int32_t* rows = p.rows_int8;
+    const float* up = pack_up(p, supply);
+    if (p.rows_int8) rows = p.rows_int8;
     if (!rows) {
-        int32_t* made = (int32_t*)supply.take(words);
+        int32_t* made = (int32_t*)pn::scratch(pn::SlotRows, p.rows * row_words(p.in));
+        if (!made) return -2;
         quantise_rows(p.x, p.rows, p.x_row, p.in, made, p.threads);
         rows = made;
     }
-    const float* up = pack_up(p, supply);
     Split split(p, 0, 1);
     int threads = (double)p.rows * p.out * (p.in / Group + p.rank) < 250e3 ? 1 : p.threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)

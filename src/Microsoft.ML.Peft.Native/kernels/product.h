@@ -220,13 +220,18 @@ struct Split {
     }
 };
 
-static int product_int8(const pn_product& p);
+static int product_int8(const pn_product& p, const int32_t*& rows);
+
+PN_INLINE bool is_int8(const pn_product& p) { return p.packed && p.packed->int8; }
 
 static int products(const pn_product* list, int count) {
-    if (list[0].packed && list[0].packed->int8) {
-        int failed = list[0].rows > 0 && list[0].out > 0 ? product_int8(list[0]) : 0;
-        return failed || count == 1 ? failed : products(list + 1, count - 1);
+    const int32_t* rows = nullptr;
+    for (const pn_product* before = nullptr; count > 0 && is_int8(*list); before = list++, count--) {
+        if (list->rows == 0 || list->out == 0) continue;
+        if (!before || !same_rows(*before, *list)) rows = nullptr;
+        if (int failed = product_int8(*list, rows)) return failed;
     }
+    if (count == 0) return 0;
     Right rights[pn::MostProducts] = {};
     Split splits[pn::MostProducts] = {};
     int64_t floats = 0, parts = 0;
@@ -235,7 +240,7 @@ static int products(const pn_product* list, int count) {
     for (int i = 0; i < count; i++) {
         const pn_product& p = list[i];
         if (p.rows == 0 || p.out == 0) return 0;
-        if (p.packed && p.packed->int8) {
+        if (is_int8(p)) {
             // What is before it comes first: it may be added to that.
             int failed = products(list, i);
             return failed ? failed : products(list + i, count - i);

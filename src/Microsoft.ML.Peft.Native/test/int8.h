@@ -143,7 +143,30 @@ static void int8_extremes() {
     pn_free(packed);
 }
 
+// Products of the same rows share them: the bits of each alone. The third has other rows.
+static void int8_list(int64_t rows, int64_t in, int threads) {
+    const int64_t out = 70, rank = 3;
+    vector<float> x = numbers(rows * in), other = numbers(rows * in), low = numbers(rows * rank), up = numbers(out * rank);
+    vector<float> together(3 * rows * out), alone(3 * rows * out);
+    pn_product list[3] = {};
+    pn_weights* packed[3];
+    for (int i = 0; i < 3; i++) {
+        vector<float> w = numbers(out * in);
+        packed[i] = pn_pack_int8(w.data(), out, in, in, 1);
+        pn_product& p = list[i];
+        p.rows = rows, p.out = out, p.in = in, p.x = i < 2 ? x.data() : other.data(), p.x_row = in, p.x_in = 1, p.packed = packed[i], p.y = alone.data() + i * rows * out, p.y_row = out, p.threads = threads;
+        if (i == 1) p.low = low.data(), p.low_row = rank, p.rank = rank, p.up = up.data(), p.up_out = rank, p.up_rank = 1, p.scale = 1;
+        expect_ok("int8 list", pn_product_run(&p));
+        p.y = together.data() + i * rows * out;
+    }
+    expect_ok("int8 list", pn_products_run(list, 3));
+    expect("int8 list, same bits", memcmp(together.data(), alone.data(), together.size() * sizeof(float)) != 0, 0);
+    for (pn_weights* p : packed) pn_free(p);
+}
+
 static void int8_cases() {
+    int8_list(1, 7, 1);
+    int8_list(50, 96, 2);
     for (int64_t rows : {1, 3, 12, 13, 50, 200})
         for (auto [out, in] : {std::array<int64_t, 2>{1, 1}, {3, 7}, {33, 48}, {96, 41}, {70, 803}})
             for (int n = 0; n < 4; n++)

@@ -114,7 +114,7 @@ public sealed class TrainingOptions
     /// <summary>True to run a backbone that nothing trainable changes only once a row.</summary>
     public bool CacheFeatures { get; set; } = true;
 
-    /// <summary>Steps assembled ahead on another thread; 0 to assemble in the loop.</summary>
+    /// <summary>Steps assembled ahead on another thread; 0 to assemble in the loop, as texts on the CPU always are.</summary>
     public int Prefetch { get; set; } = 2;
 
     /// <summary>Steps between evaluations; 0 for one at the end of each epoch.</summary>

@@ -2,6 +2,8 @@
 
 using System.Diagnostics;
 using Microsoft.ML.Peft.Adaptation;
+using Microsoft.ML.Peft.Backbones;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Training;
@@ -94,7 +96,10 @@ internal sealed class TrainingRun : IDisposable
 
     private void Loop()
     {
-        using var queue = new BatchQueue(_plan, _state.Step, _options.Prefetch, Assemble);
+        // Texts on the CPU cost less than another thread takes from those that compute.
+        Backbone backbone = _model.Backbone;
+        bool ahead = backbone.Config.Input != BackboneInput.Text || backbone.Device.type != DeviceType.CPU;
+        using var queue = new BatchQueue(_plan, _state.Step, ahead ? _options.Prefetch : 0, Assemble);
         while (_state.Stopped is null)
             if (_options.CancellationToken.IsCancellationRequested || !Advance(queue)) Cancel();
     }
