@@ -278,18 +278,27 @@ static int run(const pn_step& step) {
     }
 }
 
+static int run(const pn_step* steps, const int32_t* ends, int32_t program) {
+    for (int32_t i = program ? ends[program - 1] : 0; i < ends[program]; i++)
+        if (int failed = steps[i].what ? run(steps[i]) : refuse("a step needs arguments")) return failed;
+    return 0;
+}
+
 int pn_run(const pn_step* steps, const int32_t* ends, int32_t programs, int32_t threads) {
     if (!steps || !ends || programs < 1 || threads < 1) return refuse("programs need steps and threads");
     int result = 0;
+    if (threads == 1 || programs == 1) {
+        // Not even a region of one thread around them: threads of regions inside of it would be made anew each time.
+        for (int32_t program = 0; program < programs && !result; program++) result = run(steps, ends, program);
+        return result;
+    }
     const char* why = "";
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1 && programs > 1)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int32_t program = 0; program < programs; program++)
-        for (int32_t i = program ? ends[program - 1] : 0; i < ends[program]; i++)
-            if (int failed = steps[i].what ? run(steps[i]) : refuse("a step needs arguments")) {
+        if (int failed = run(steps, ends, program)) {
 #pragma omp critical(pn_failure)
-                result = failed, why = last_error;
-                break;
-            }
+            result = failed, why = last_error;
+        }
     if (result) last_error = why;
     return result;
 }
