@@ -261,6 +261,14 @@ int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t
         : refuse("the gradient of an activation needs its argument and a result");
 }
 
+int pn_adamw_run(const pn_adamw* a) {
+    return a && a->value && a->gradient && a->first && a->second && a->count >= 0 ? done(kernels().adamw(*a)) : refuse("a step needs values, gradients and moments");
+}
+
+int pn_square_sum(const float* x, int64_t count, double* result, int32_t threads) {
+    return (x || count == 0) && result && count >= 0 ? done(kernels().square_sum(x, count, result, threads)) : refuse("a sum of squares needs numbers and a result");
+}
+
 static int run(const pn_step& step) {
     switch (step.kind) {
         case PN_PRODUCTS: return pn_products_run((const pn_product*)step.what, step.count);

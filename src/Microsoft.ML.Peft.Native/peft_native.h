@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 6
+#define PN_ABI 7
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
@@ -152,7 +152,30 @@ PN_API int pn_dropout_run(const float* x, float* y, int64_t count, const pn_drop
 PN_API int pn_activation_forward(const float* x, float* y, int64_t count, int32_t activation, int32_t threads);
 PN_API int pn_activation_backward(const float* x, const float* d_y, float* d_x, int64_t count, int32_t activation, const pn_dropout* dropout, int32_t threads);
 
-// One of the calls above. Programs run at once, a thread each, and their steps in order: threads meet once at the end instead of
+// A step of Adam over numbers that lie together, all in one reading: with g = gradient_factor gradient + gradient_decay value,
+// first = first_kept first + first_new g, second = second_kept second + second_new g g, and
+// value = value_factor value - step first / (root_factor sqrt(second) + epsilon).
+typedef struct {
+    int64_t count;
+    float* value;
+    const float* gradient;
+    float *first, *second;
+    float* largest;                 // the second moment's maximum so far, in its place under the root; null for the moment itself
+    float gradient_factor;          // of clipping; negative to climb
+    float gradient_decay;           // of decay that goes into the gradient
+    float value_factor;             // 1 - rate decay, of decay that does not
+    float first_kept, first_new, second_kept, second_new;   // beta and 1 - beta
+    float step;                     // rate / (1 - beta1^t)
+    float root_factor;              // 1 / sqrt(1 - beta2^t)
+    float epsilon;
+    int32_t threads;
+} pn_adamw;
+
+PN_API int pn_adamw_run(const pn_adamw* a);
+// The sum of the squares of all numbers.
+PN_API int pn_square_sum(const float* x, int64_t count, double* result, int32_t threads);
+
+// One of the calls above that rows pass through. Programs run at once, a thread each, and their steps in order: threads meet once at the end instead of
 // after each step. Steps of several programs should ask for one thread. Where one fails, the result is that of a failing step.
 enum pn_kind {
     PN_PRODUCTS = 0, PN_LOW_RANK_PRODUCT = 1, PN_LOW_RANK_GRADIENT = 2, PN_ATTENTION_FORWARD = 3, PN_ATTENTION_BACKWARD = 4,

@@ -32,6 +32,8 @@ struct Kernels {
     int (*dropout)(const float* x, float* y, int64_t count, const pn_dropout& d, int threads);
     int (*activation_forward)(const float* x, float* y, int64_t count, int kind, int threads);
     int (*activation_backward)(const float* x, const float* d_y, float* d_x, int64_t count, int kind, const pn_dropout& d, int threads);
+    int (*adamw)(const pn_adamw& a);
+    int (*square_sum)(const float* x, int64_t count, double* result, int threads);
 };
 
 // Memory of the calling thread that stays for its next call; a slot each for what is needed at once. Null where there is none left.

@@ -4,6 +4,7 @@
 #include "int8.h"
 #include "low_rank.h"
 #include "norm.h"
+#include "optimizer.h"
 #include "product.h"
 
 #ifdef __AVX512BF16__
@@ -20,7 +21,7 @@ namespace PN_NAMESPACE {
 extern const pn::Kernels kernels;
 const pn::Kernels kernels = {
     PN_TEXT(PN_NAMESPACE), NR, pack, PN_PACK_BFLOAT16, Group, pack_int8, quantise_rows, products, low_rank_product, low_rank_gradient, attention_forward, attention_backward, norm_forward, norm_backward,
-    dropout, activation_forward, activation_backward,
+    dropout, activation_forward, activation_backward, adamw, square_sum,
 };
 
 }

@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "int8.h"
 #include "norms.h"
+#include "optimizers.h"
 #include "products.h"
 #include "programs.h"
 #include "speed.h"
@@ -63,6 +64,7 @@ int main(int count, char** words) {
     int8_cases();
     attention_cases();
     norm_cases();
+    optimizer_cases();
     concurrent();
     refusals();
     printf("%d checks, %d failures\n", checks, failures);

@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using Microsoft.ML.Peft.Adaptation;
 using static TorchSharp.torch;
 
 namespace Microsoft.ML.Peft.Training;
@@ -11,9 +12,24 @@ public static class GradientClip
     /// <param name="gradient">Any tensor.</param>
     /// <param name="order">1, 2, or infinity for the largest absolute entry.</param>
     /// <returns>A single number on the gradient's device.</returns>
-    public static Tensor Norm(Tensor gradient, double order = 2) => double.IsPositiveInfinity(order)
-        ? gradient.abs().max()
-        : gradient.norm((float)order);
+    public static Tensor Norm(Tensor gradient, double order = 2)
+    {
+        if (double.IsPositiveInfinity(order)) return gradient.abs().max();
+        return order == 2 && NativeKernels.On && NativeKernels.Fits(gradient) && gradient.is_contiguous() && !(gradient.requires_grad && is_grad_enabled())
+            ? Root(SquareSum(gradient))
+            : gradient.norm((float)order);
+    }
+
+    private static unsafe double SquareSum(Tensor gradient)
+    {
+        double sum;
+        NativeKernels.Check(NativeKernels.Calls.SquareSum(NativeKernels.Pointer(gradient), gradient.numel(), &sum, get_num_threads()));
+        GC.KeepAlive(gradient);
+        return sum;
+    }
+
+    // Squares that float32 cannot hold would spoil second moments: as infinite as libtorch's sum of them.
+    private static Tensor Root(double sum) => tensor(MathF.Sqrt((float)sum));
 
     /// <summary>The factor that brings a norm below a limit: <c>min(1, limit / (norm + 1e-6))</c>.</summary>
     /// <param name="norm">The norm.</param>

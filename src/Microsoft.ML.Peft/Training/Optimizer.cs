@@ -67,9 +67,18 @@ public abstract class Optimizer : IDisposable
     /// <param name="gradient">Gradients <c>[Length]</c>, clipped or not.</param>
     /// <param name="rate">Learning rate of the run.</param>
     /// <param name="schedule">The schedule's factor on all rates in this step.</param>
-    public void Apply(Tensor gradient, double rate, double schedule = 1)
+    public void Apply(Tensor gradient, double rate, double schedule = 1) => Apply(gradient, rate, schedule, 1);
+
+    /// <summary>The same by gradients times a factor; the tensor may be changed.</summary>
+    internal void Apply(Tensor gradient, double rate, double schedule, double factor)
     {
         using var off = no_grad();
+        bool fused = Fuses && NativeKernels.On && Lies(gradient) && Lies(_flat.Values) && gradient.numel() == Length && Array.TrueForAll(_state, Lies);
+        if (!fused && factor != 1)
+        {
+            gradient.mul_(factor);
+            factor = 1;
+        }
         int count = _flat.Segments.Count;
         for (int first = 0; first < count;)
         {
@@ -80,10 +89,12 @@ public abstract class Optimizer : IDisposable
                 continue;
             }
             while (!Separate && next < count && Alike(first, next)) next++;
-            Update(first, next, gradient, rate, schedule);
+            Update(first, next, gradient, rate, schedule, factor, fused);
             first = next;
         }
     }
+
+    private static bool Lies(Tensor numbers) => NativeKernels.Fits(numbers) && numbers.is_contiguous();
 
     private bool Alike(int a, int b)
     {
@@ -92,7 +103,7 @@ public abstract class Optimizer : IDisposable
             && first.Parameter.RateFactor == second.Parameter.RateFactor && first.Parameter.OwnRate == second.Parameter.OwnRate;
     }
 
-    private void Update(int first, int next, Tensor gradient, double rate, double schedule)
+    private void Update(int first, int next, Tensor gradient, double rate, double schedule, double factor, bool fused)
     {
         using var scope = NewDisposeScope();
         FlatParameters.Segment head = _flat.Segments[first], tail = _flat.Segments[next - 1];
@@ -101,7 +112,13 @@ public abstract class Optimizer : IDisposable
         double own = (head.Parameter.OwnRate ?? rate * head.Parameter.RateFactor) * schedule, decay = head.Parameter.Decay ? WeightDecay : 0;
         if (head.Parameter.OwnUpdate is { } rule)
         {
-            rule(head.View, gradient.narrow(0, start, length).view(head.Shape), own, decay);
+            Tensor part = gradient.narrow(0, start, length).view(head.Shape);
+            rule(head.View, factor == 1 ? part : part * factor, own, decay);
+            return;
+        }
+        if (fused)
+        {
+            UpdateFused(new Stretch(start, length, _steps[first], own, decay, factor), _flat.Values, gradient, _state);
             return;
         }
         Update(
@@ -118,6 +135,19 @@ public abstract class Optimizer : IDisposable
     /// <param name="rate">Learning rate.</param>
     /// <param name="decay">Weight decay.</param>
     protected abstract void Update(Tensor value, Tensor gradient, Tensor[] state, long step, double rate, double decay);
+
+    /// <summary>True where a native kernel does what <see cref="Update(Tensor, Tensor, Tensor[], long, double, double)"/> does, in one reading.</summary>
+    private protected virtual bool Fuses => false;
+
+    /// <summary>Updates a stretch by the kernel.</summary>
+    /// <param name="stretch">The stretch, and by what.</param>
+    /// <param name="values">All parameters <c>[total]</c>; so are gradient and moments.</param>
+    /// <param name="gradient">Gradients before the stretch's factor.</param>
+    /// <param name="state">Moments.</param>
+    private protected virtual void UpdateFused(Stretch stretch, Tensor values, Tensor gradient, Tensor[] state) => throw new NotSupportedException();
+
+    /// <summary>Neighbours in the buffer that are updated alike: how often they were stepped, their rate, decay, and the factor on their gradients.</summary>
+    private protected readonly record struct Stretch(long Start, long Length, long Steps, double Rate, double Decay, double Factor);
 
     /// <summary>
     /// Follows parameters that were frozen, thawed, added or given another shape; the state of all others is kept, a

@@ -50,6 +50,41 @@ public class AdamW : Optimizer
         value.addcdiv_(state[0], root, -rate / correction1);
     }
 
+    // A class that overrides the update has its own way.
+    private protected override bool Fuses => GetType() == typeof(AdamW);
+
+    private protected override unsafe void UpdateFused(Stretch stretch, Tensor values, Tensor gradient, Tensor[] state)
+    {
+        float* At(Tensor numbers) => NativeKernels.Pointer(numbers) + stretch.Start;
+        var call = new NativeAdamW
+        {
+            Count = stretch.Length,
+            Value = At(values),
+            Gradient = At(gradient),
+            First = At(state[0]),
+            Second = At(state[1]),
+            Largest = _amsgrad ? At(state[2]) : null,
+            GradientFactor = (float)(_maximize ? -stretch.Factor : stretch.Factor),
+            GradientDecay = DecaysGradient ? (float)stretch.Decay : 0,
+            ValueFactor = DecaysGradient ? 1 : (float)(1 - stretch.Rate * stretch.Decay),
+            FirstKept = (float)_beta1,
+            FirstNew = (float)(1 - _beta1),
+            SecondKept = (float)_beta2,
+            SecondNew = (float)(1 - _beta2),
+            Step = (float)(stretch.Rate / (1 - Math.Pow(_beta1, stretch.Steps))),
+            RootFactor = (float)(1 / Math.Sqrt(1 - Math.Pow(_beta2, stretch.Steps))),
+            Epsilon = (float)_epsilon,
+            Threads = get_num_threads(),
+        };
+        NativeKernels.Check(NativeKernels.Calls.AdamW(&call));
+        GC.KeepAlive(values);
+        GC.KeepAlive(gradient);
+        GC.KeepAlive(state);
+    }
+
+    /// <summary>True where decay is added to the gradient instead of taken off the parameters.</summary>
+    private protected virtual bool DecaysGradient => false;
+
     private protected bool Maximize => _maximize;
 }
 
@@ -79,6 +114,10 @@ public sealed class Adam : AdamW
         if (decay != 0) gradient = gradient.add(value, decay);
         Move(value, gradient, state, step, rate);
     }
+
+    private protected override bool Fuses => true;
+
+    private protected override bool DecaysGradient => true;
 }
 
 /// <summary>Stochastic gradient descent, with momentum where asked for.</summary>

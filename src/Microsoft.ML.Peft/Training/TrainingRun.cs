@@ -169,8 +169,7 @@ internal sealed class TrainingRun : IDisposable
         float[] seen = cat([total, GradientClip.Norm(gradient).reshape(1)]).cpu().data<float>().ToArray();
         if (!float.IsFinite(seen[0]) || !float.IsFinite(seen[1])) throw Diverged(step, seen);
         double factor = _options.MaxGradNorm > 0 ? GradientClip.Factor(seen[1], _options.MaxGradNorm) : 1;
-        if (factor < 1) gradient.mul_(factor);
-        _optimizer.Apply(gradient, _rate, schedule);
+        _optimizer.Apply(gradient, _rate, schedule, factor);
         _model.Adaptation?.AfterStep(_state.Step);
         _optimizer.ClearGradients();
         _optimizer.Refresh(_model.Parameters);

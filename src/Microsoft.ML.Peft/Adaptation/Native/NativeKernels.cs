@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 6;
+    private const int Abi = 7;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 
@@ -146,6 +146,8 @@ public static class NativeKernels
             ActivationForward = (delegate* unmanaged<float*, float*, long, int, int, int>)Of("pn_activation_forward");
             Run = (delegate* unmanaged<NativeStep*, int*, int, int, int>)Of("pn_run");
             ActivationBackward = (delegate* unmanaged<float*, float*, float*, long, int, NativeDropout*, int, int>)Of("pn_activation_backward");
+            AdamW = (delegate* unmanaged<NativeAdamW*, int>)Of("pn_adamw_run");
+            SquareSum = (delegate* unmanaged<float*, long, double*, int, int>)Of("pn_square_sum");
         }
 
         public static Exports? Of(nint library, int abi) =>
@@ -178,5 +180,7 @@ public static class NativeKernels
         public readonly delegate* unmanaged<float*, float*, long, NativeDropout*, int, int> Dropout;
         public readonly delegate* unmanaged<float*, float*, long, int, int, int> ActivationForward;
         public readonly delegate* unmanaged<float*, float*, float*, long, int, NativeDropout*, int, int> ActivationBackward;
+        public readonly delegate* unmanaged<NativeAdamW*, int> AdamW;
+        public readonly delegate* unmanaged<float*, long, double*, int, int> SquareSum;
     }
 }

@@ -138,6 +138,19 @@ internal unsafe struct NativeActivate
     public int Activation, Threads;
 }
 
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeAdamW
+{
+    public long Count;
+    public float* Value;
+    public float* Gradient;
+    public float* First;
+    public float* Second;
+    public float* Largest;
+    public float GradientFactor, GradientDecay, ValueFactor, FirstKept, FirstNew, SecondKept, SecondNew, Step, RootFactor, Epsilon;
+    public int Threads;
+}
+
 internal enum NativeKind
 {
     Products = 0,
