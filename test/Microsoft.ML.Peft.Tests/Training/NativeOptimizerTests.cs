@@ -63,7 +63,11 @@ public sealed class NativeOptimizerTests
             for (int step = 0; step < 12; step++)
             {
                 for (int i = 0; i < parameters.Length; i++)
-                    parameters[i].Value.grad = step == 3 && i == 2 ? null : Numbers(100 * (step + 1) + i, parameters[i].Value.shape);
+                {
+                    int seed = 100 * (step + 1) + i;
+                    // One of them lies the other way round.
+                    parameters[i].Value.grad = i != 2 ? Numbers(seed, _shapes[i]) : step == 3 ? null : Numbers(seed, 33, 64).transpose(0, 1);
+                }
                 Tensor gradient = optimizer.GatherGradients();
                 double limit = step % 2 == 0 ? 3 : 1e9, factor = GradientClip.Factor(GradientClip.Norm(gradient).item<float>(), limit);
                 optimizer.Apply(gradient, 0.01, 1 - step / 20.0, factor);
