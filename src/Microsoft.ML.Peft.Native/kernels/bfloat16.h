@@ -40,11 +40,12 @@ static void pack_bfloat16(const float* source, int64_t out, int64_t in, int64_t 
 
 // `pairs` of k; a rows `row` apart.
 template <int Rows>
-PN_INLINE void multiply_pairs(vf (&c)[Rows][2], int64_t pairs, const uint16_t* a, int64_t row, const uint16_t* b) {
+PN_INLINE void multiply_pairs(vf (&c)[Rows][2], int64_t pairs, const uint16_t* a, int64_t row, const uint16_t* b, int64_t ahead) {
     __m512 s[Rows][2];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; i++) s[i][0] = (__m512)c[i][0], s[i][1] = (__m512)c[i][1];
     for (int64_t k = 0; k < pairs; k++) {
+        fetch(b + 2 * k * NR + ahead);
         __m512bh left = (__m512bh)_mm512_loadu_si512(b + 2 * k * NR), right = (__m512bh)_mm512_loadu_si512(b + 2 * k * NR + 2 * L);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; i++) {

@@ -135,9 +135,10 @@ PN_INLINE vi add_products(vi c, int32_t a, vi b) {
 }
 
 template <int Rows>
-PN_INLINE void multiply_groups(vi (&c)[Rows][2], int64_t groups, const int32_t* a, int64_t row, const int32_t* b) {
+PN_INLINE void multiply_groups(vi (&c)[Rows][2], int64_t groups, const int32_t* a, int64_t row, const int32_t* b, int64_t ahead) {
     vi s[Rows][2] = {};
     for (int64_t g = 0; g < groups; g++) {
+        fetch(b + g * NR + ahead);
         vi left, right;
         memcpy(&left, b + g * NR, sizeof left);
         memcpy(&right, b + g * NR + L, sizeof right);
@@ -152,11 +153,11 @@ PN_INLINE void multiply_groups(vi (&c)[Rows][2], int64_t groups, const int32_t* 
 }
 
 template <int Rows>
-static void tile_int8(const pn_product& p, const Weights8& w, const int32_t* rows, const float* up, int64_t m, int64_t panel) {
+static void tile_int8(const pn_product& p, const Weights8& w, const int32_t* rows, const float* up, int64_t m, int64_t panel, bool last) {
     int64_t n = panel * NR, columns = least(NR, p.out - n), groups = groups_of(p.in), words = groups + 2;
     const int32_t* first = rows + m * words;
     vi s[Rows][2];
-    multiply_groups<Rows>(s, groups, first + 2, words, w.panels + panel * groups * NR);
+    multiply_groups<Rows>(s, groups, first + 2, words, w.panels + panel * groups * NR, last ? groups * NR : 0);
     vf c[Rows][2], left = load(w.scales + n), right = load(w.scales + n + L);
     vi sum_left, sum_right;
     memcpy(&sum_left, w.sums + n, sizeof sum_left);
@@ -176,9 +177,9 @@ static void tile_int8(const pn_product& p, const Weights8& w, const int32_t* row
 }
 
 template <int Rows = MR>
-PN_INLINE void rows_int8(int64_t count, const pn_product& p, const Weights8& w, const int32_t* rows, const float* up, int64_t m, int64_t panel) {
-    if (count == Rows) tile_int8<Rows>(p, w, rows, up, m, panel);
-    else if constexpr (Rows > 1) rows_int8<Rows - 1>(count, p, w, rows, up, m, panel);
+PN_INLINE void rows_int8(int64_t count, const pn_product& p, const Weights8& w, const int32_t* rows, const float* up, int64_t m, int64_t panel, bool last) {
+    if (count == Rows) tile_int8<Rows>(p, w, rows, up, m, panel, last);
+    else if constexpr (Rows > 1) rows_int8<Rows - 1>(count, p, w, rows, up, m, panel, last);
 }
 
 // `rows` are those of the product before, where it had the same; else null. They stay for the next one.
@@ -200,7 +201,7 @@ static int product_int8(const pn_product& p, const int32_t*& rows) {
     for (int64_t part = 0; part < split.parts(); part++) {
         Part at = split.part(p, part);
         for (int64_t panel = at.p0; panel < at.p1; panel++)
-            for (int64_t m = at.m0; m < at.m1; m += MR) rows_int8(least(MR, at.m1 - m), p, w, rows, up, m, panel);
+            for (int64_t m = at.m0; m < at.m1; m += MR) rows_int8(least(MR, at.m1 - m), p, w, rows, up, m, panel, m + MR >= at.m1);
     }
     return 0;
 }

@@ -84,7 +84,7 @@ PN_INLINE void finish(vf (&c)[Rows][2], const pn_product& p, int64_t m, int64_t 
 }
 
 template <int Rows>
-static void product_tile(const pn_product& p, const Right& right, int64_t m, int64_t panel, int64_t k, int64_t count) {
+static void product_tile(const pn_product& p, const Right& right, int64_t m, int64_t panel, int64_t k, int64_t count, int64_t ahead) {
     int64_t n = panel * NR, columns = least(NR, p.out - n), b_row;
     float* y = p.y + m * p.y_row + n;
     vf c[Rows][2];
@@ -93,12 +93,12 @@ static void product_tile(const pn_product& p, const Right& right, int64_t m, int
     if (k > 0 || p.accumulate) read<Rows>(c, y, p.y_row, columns);
 #ifdef __AVX512BF16__
     if (right.rounded)
-        multiply_pairs<Rows>(c, (count + 1) / 2, right.rounded_rows + m * right.even + k, right.even, right.rounded + panel * right.panel + k * NR);
+        multiply_pairs<Rows>(c, (count + 1) / 2, right.rounded_rows + m * right.even + k, right.even, right.rounded + panel * right.panel + k * NR, ahead);
     else
 #endif
     {
         const float* b = right.at(panel, k, b_row);
-        multiply<Rows>(c, count, Left{p.x + m * p.x_row + k * p.x_in, p.x_row, p.x_in}, b, b_row);
+        multiply<Rows>(c, count, Left{p.x + m * p.x_row + k * p.x_in, p.x_row, p.x_in}, b, b_row, ahead);
     }
     if (k + count == p.in) {
         if (p.low) add_low_rank<Rows>(c, p, right.up + panel * p.rank * NR, m, n);
@@ -113,9 +113,9 @@ static void product_tile(const pn_product& p, const Right& right, int64_t m, int
 }
 
 template <int Rows = MR>
-PN_INLINE void product_rows(int64_t rows, const pn_product& p, const Right& right, int64_t m, int64_t panel, int64_t k, int64_t count) {
-    if (rows == Rows) product_tile<Rows>(p, right, m, panel, k, count);
-    else if constexpr (Rows > 1) product_rows<Rows - 1>(rows, p, right, m, panel, k, count);
+PN_INLINE void product_rows(int64_t rows, const pn_product& p, const Right& right, int64_t m, int64_t panel, int64_t k, int64_t count, int64_t ahead) {
+    if (rows == Rows) product_tile<Rows>(p, right, m, panel, k, count, ahead);
+    else if constexpr (Rows > 1) product_rows<Rows - 1>(rows, p, right, m, panel, k, count, ahead);
 }
 
 // Rows from m0 on and panels from p0 on, to before m1 and p1.
@@ -129,7 +129,7 @@ static void product_part(const pn_product& p, const Right& right, const Part& at
     do {
         int64_t count = least(step, p.in - k);
         for (int64_t panel = at.p0; panel < at.p1; panel++)
-            for (int64_t m = at.m0; m < at.m1; m += MR) product_rows(least(MR, at.m1 - m), p, right, m, panel, k, count);
+            for (int64_t m = at.m0; m < at.m1; m += MR) product_rows(least(MR, at.m1 - m), p, right, m, panel, k, count, m + MR < at.m1 ? 0 : right.panel);
         k += count;
     } while (k < p.in);
 }
