@@ -246,6 +246,23 @@ int pn_norm_backward(const pn_norm* n) {
     return done(kernels().norm_backward(*n));
 }
 
+static int check(const pn_embed* e) {
+    if (!e || !e->y || !e->weight || e->rows < 0 || e->width < 1 || e->tables < 1 || e->tables > PN_TABLES) return refuse("embeddings need one to three tables, a norm and a result");
+    for (int t = 0; t < e->tables; t++) {
+        const pn_rows& table = e->table[t];
+        if (!table.data || table.count < 1 || table.period < 1) return refuse("a table needs rows, and which of them are taken");
+        if (!table.index && (table.first < 0 || table.first > table.count - table.period)) return refuse("rows that are counted have to be in the table");
+    }
+    return 0;
+}
+
+int pn_embed_run(const pn_embed* e) {
+    if (int refused = check(e)) return refused;
+    int result = kernels().embed(*e);
+    if (result == -3) last_error = "an index is outside of its table";
+    return done(result);
+}
+
 int pn_dropout_run(const float* x, float* y, int64_t count, const pn_dropout* dropout, int32_t threads) {
     return x && y && dropout ? done(kernels().dropout(x, y, count, *dropout, threads)) : refuse("dropout needs numbers, a key and a result");
 }

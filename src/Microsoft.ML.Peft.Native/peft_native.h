@@ -145,6 +145,30 @@ typedef struct {
 PN_API int pn_norm_forward(const pn_norm* n);
 PN_API int pn_norm_backward(const pn_norm* n);
 
+// Rows of a table: row i of a result takes row index[i % period] of it, or first + i % period where there is no index.
+typedef struct {
+    const float* data;              // [count, width]
+    int64_t count;
+    const int64_t* index;           // [period] or null
+    int64_t period, first;
+} pn_rows;
+
+// y = dropout(norm(the sum of one to three tables' rows, in their order) * weight + bias). -3 where an index is outside of its
+// table, which is not read then.
+#define PN_TABLES 3
+typedef struct {
+    int64_t rows, width;
+    pn_rows table[PN_TABLES];
+    int32_t tables;
+    float epsilon;
+    const float *weight, *bias;     // bias may be null
+    float* y;
+    int32_t threads;
+    pn_dropout dropout;
+} pn_embed;
+
+PN_API int pn_embed_run(const pn_embed* e);
+
 // y = x times the dropout's factors; x and y may be the same.
 PN_API int pn_dropout_run(const float* x, float* y, int64_t count, const pn_dropout* dropout, int32_t threads);
 

@@ -29,6 +29,7 @@ struct Kernels {
     int (*attention_backward)(const pn_attention& a);
     int (*norm_forward)(const pn_norm& n);
     int (*norm_backward)(const pn_norm& n);
+    int (*embed)(const pn_embed& e);
     int (*dropout)(const float* x, float* y, int64_t count, const pn_dropout& d, int threads);
     int (*activation_forward)(const float* x, float* y, int64_t count, int kind, int threads);
     int (*activation_backward)(const float* x, const float* d_y, float* d_x, int64_t count, int kind, const pn_dropout& d, int threads);

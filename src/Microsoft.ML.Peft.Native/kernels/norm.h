@@ -25,6 +25,17 @@ PN_INLINE void moments(const float* x, int64_t width, float epsilon, bool root_m
     rate = 1 / sqrtf((sum(square) + rest) / width + epsilon);
 }
 
+// y = norm(x) * weight + bias of one row; x and y may be the same.
+PN_INLINE void norm_row(const float* x, float* y, int64_t width, const float* weight, const float* bias, float epsilon, bool root_mean_square) {
+    float mean, rate;
+    moments(x, width, epsilon, root_mean_square, mean, rate);
+    for (int64_t j = 0; j < width; j += L) {
+        vf v = (load(x + j, width - j) - mean) * rate * load(weight + j, width - j);
+        if (bias) v += load(bias + j, width - j);
+        store(y + j, v, width - j);
+    }
+}
+
 static int norm_forward(const pn_norm& n) {
     int threads = n.rows * n.width < 32768 ? 1 : n.threads, failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1) reduction(| : failed)
@@ -37,13 +48,7 @@ static int norm_forward(const pn_norm& n) {
             for (int64_t j = 0; j < n.width; j += L) store(s + j, load(x + j, n.width - j) + load(add + j, n.width - j), n.width - j);
             x = s;
         }
-        float mean, rate;
-        moments(x, n.width, n.epsilon, n.root_mean_square, mean, rate);
-        for (int64_t j = 0; j < n.width; j += L) {
-            vf v = (load(x + j, n.width - j) - mean) * rate * load(n.weight + j, n.width - j);
-            if (n.bias) v += load(n.bias + j, n.width - j);
-            store(y + j, v, n.width - j);
-        }
+        norm_row(x, y, n.width, n.weight, n.bias, n.epsilon, n.root_mean_square);
     }
     return failed ? -2 : 0;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <thread>
 #include "attention.h"
+#include "embeddings.h"
 #include "int8.h"
 #include "norms.h"
 #include "optimizers.h"
@@ -64,6 +65,7 @@ int main(int count, char** words) {
     int8_cases();
     attention_cases();
     norm_cases();
+    embedding_cases();
     optimizer_cases();
     concurrent();
     refusals();

@@ -16,10 +16,9 @@ public sealed class AlbertBackbone : PostNormEncoder
         "attention.query", "attention.key", "attention.value", "attention.dense", "attention.LayerNorm",
         "ffn", "ffn_output", "full_layer_layer_norm", "attention_residual", "output_residual");
 
-    private readonly Embedding _words, _positions, _types;
-    private readonly Norm _norm;
+    private readonly EmbeddingParts _embeddings;
     private readonly Projection _map;
-    private readonly Sequence _wordSequence, _sequence;
+    private readonly Sequence _sequence;
     private readonly int _layers, _groups, _inner;
 
     /// <summary>Builds the network over a source of weights.</summary>
@@ -32,11 +31,7 @@ public sealed class AlbertBackbone : PostNormEncoder
         _inner = read.Int("inner_group_num", 1);
         _layers = config.LayerCount / _inner;
         int narrow = config.EmbeddingSize;
-        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, narrow);
-        _wordSequence = AddWordSequence();
-        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, narrow);
-        _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, narrow);
-        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, narrow);
+        _embeddings = AddEmbeddings(narrow, config.MaxTokens, config.TypeVocabularySize);
         _map = AddProjection("encoder.embedding_hidden_mapping_in", SiteRole.EmbeddingProjection, -1, config.HiddenSize, narrow);
         _sequence = AddEmbeddingSequence();
         for (int group = 0; group < _groups; group++)
@@ -91,15 +86,8 @@ public sealed class AlbertBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    protected override Tensor Embed(TokenBatch batch, Pass pass)
-    {
-        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
-        Positions.Check(batch, Config, pass);
-        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
-            + _positions.Forward(Positions.Counted(batch, pass), pass);
-        hidden = pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout);
-        return _sequence.Forward(_map.Forward(hidden, pass), pass);
-    }
+    protected override Tensor Embed(TokenBatch batch, Pass pass) =>
+        _sequence.Forward(_map.Forward(Embedded(_embeddings, batch, pad: null, pass), pass), pass);
 
     /// <inheritdoc/>
     protected override Backbone Rebuild(IWeightSource weights) => new AlbertBackbone(Config, weights);

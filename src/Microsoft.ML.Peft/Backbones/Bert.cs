@@ -12,10 +12,9 @@ namespace Microsoft.ML.Peft.Backbones;
 /// </summary>
 public sealed class BertBackbone : PostNormEncoder
 {
-    private readonly Embedding _words, _positions, _types;
-    private readonly Norm _norm;
+    private readonly EmbeddingParts _embeddings;
     private readonly Projection? _project;
-    private readonly Sequence _wordSequence, _sequence;
+    private readonly Sequence _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
@@ -23,11 +22,7 @@ public sealed class BertBackbone : PostNormEncoder
     public BertBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         int narrow = config.EmbeddingSize;
-        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, narrow);
-        _wordSequence = AddWordSequence();
-        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, narrow);
-        _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, narrow);
-        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, narrow);
+        _embeddings = AddEmbeddings(narrow, config.MaxTokens, config.TypeVocabularySize);
         if (narrow != config.HiddenSize)
             _project = AddProjection("embeddings_project", SiteRole.EmbeddingProjection, -1, config.HiddenSize, narrow);
         _sequence = AddEmbeddingSequence();
@@ -68,11 +63,7 @@ public sealed class BertBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
-        Positions.Check(batch, Config, pass);
-        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
-            + _positions.Forward(Positions.Counted(batch, pass), pass);
-        hidden = pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout);
+        Tensor hidden = Embedded(_embeddings, batch, pad: null, pass);
         if (_project is not null) hidden = _project.Forward(hidden, pass);
         return _sequence.Forward(hidden, pass);
     }

@@ -13,19 +13,15 @@ public sealed class DistilBertBackbone : PostNormEncoder
         "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
         "ffn.lin1", "ffn.lin2", "output_layer_norm", "attention_residual", "output_residual");
 
-    private readonly Embedding _words, _positions;
-    private readonly Norm _norm;
-    private readonly Sequence _wordSequence, _sequence;
+    private readonly EmbeddingParts _embeddings;
+    private readonly Sequence _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
     /// <param name="weights">Frozen tensors.</param>
     public DistilBertBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
-        _wordSequence = AddWordSequence();
-        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens, config.HiddenSize);
-        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
+        _embeddings = AddEmbeddings(config.HiddenSize, config.MaxTokens, types: 0);
         _sequence = AddEmbeddingSequence();
         for (int layer = 0; layer < config.LayerCount; layer++) AddLayer($"transformer.layer.{layer}", layer, _names);
         AddEnd();
@@ -65,13 +61,8 @@ public sealed class DistilBertBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    protected override Tensor Embed(TokenBatch batch, Pass pass)
-    {
-        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
-        Positions.Check(batch, Config, pass);
-        Tensor hidden = words + _positions.Forward(Positions.Counted(batch, pass), pass);
-        return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
-    }
+    protected override Tensor Embed(TokenBatch batch, Pass pass) =>
+        _sequence.Forward(Embedded(_embeddings, batch, pad: null, pass), pass);
 
     /// <inheritdoc/>
     protected override Backbone Rebuild(IWeightSource weights) => new DistilBertBackbone(Config, weights);

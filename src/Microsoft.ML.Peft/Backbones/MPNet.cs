@@ -19,9 +19,9 @@ public sealed class MPNetBackbone : PostNormEncoder
         "attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm",
         "intermediate.dense", "output.dense", "output.LayerNorm", "attention_residual", "output");
 
-    private readonly Embedding _words, _positions, _relative;
-    private readonly Norm _norm;
-    private readonly Sequence _wordSequence, _sequence;
+    private readonly EmbeddingParts _embeddings;
+    private readonly Embedding _relative;
+    private readonly Sequence _sequence;
     private readonly int _buckets;
 
     /// <summary>Builds the network over a source of weights.</summary>
@@ -30,10 +30,7 @@ public sealed class MPNetBackbone : PostNormEncoder
     public MPNetBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
         _buckets = new ConfigReader(config.Raw).Int("relative_attention_num_buckets", 32);
-        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
-        _wordSequence = AddWordSequence();
-        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens + PadPosition + 1, config.HiddenSize);
-        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
+        _embeddings = AddEmbeddings(config.HiddenSize, config.MaxTokens + PadPosition + 1, types: 0);
         _sequence = AddEmbeddingSequence();
         _relative = AddEmbedding("encoder.relative_attention_bias", SiteRole.RelativePosition, _buckets, config.HeadCount);
         for (int layer = 0; layer < config.LayerCount; layer++) AddLayer($"encoder.layer.{layer}", layer, _names);
@@ -58,10 +55,7 @@ public sealed class MPNetBackbone : PostNormEncoder
     /// <inheritdoc/>
     protected override Tensor Embed(TokenBatch batch, Pass pass)
     {
-        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
-        Positions.Check(batch, Config, pass);
-        Tensor hidden = words + _positions.Forward(Positions.ById(batch, PadPosition, pass), pass);
-        hidden = _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
+        Tensor hidden = _sequence.Forward(Embedded(_embeddings, batch, PadPosition, pass), pass);
         ScoreBias(hidden.shape[1], pass);   // made here, so that layers that run again in the backward pass find it
         return hidden;
     }

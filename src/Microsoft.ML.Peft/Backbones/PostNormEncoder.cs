@@ -30,6 +30,57 @@ public abstract class PostNormEncoder : Backbone
         RequireEvenHeads();
     }
 
+    /// <summary>What makes the first states of tokens: <c>LN(words + types + positions)</c>.</summary>
+    private protected sealed record EmbeddingParts(Embedding Words, Sequence WordSequence, Embedding Positions, Embedding? Types, Norm Norm)
+    {
+        /// <summary>The tables in the order of the sum.</summary>
+        public Embedding[] Tables { get; } = Types is null ? [Words, Positions] : [Words, Types, Positions];
+    }
+
+    /// <summary>Adds the sites that make the first states of tokens.</summary>
+    /// <param name="width">Width of the tables.</param>
+    /// <param name="positions">Rows of the position table.</param>
+    /// <param name="types">Rows of the table of token types; 0 for none.</param>
+    private protected EmbeddingParts AddEmbeddings(long width, long positions, long types)
+    {
+        Embedding words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, Config.VocabularySize, width);
+        Sequence sequence = AddWordSequence();
+        return new EmbeddingParts(
+            words, sequence,
+            AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, positions, width),
+            types == 0 ? null : AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, types, width),
+            AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, width));
+    }
+
+    /// <summary>The first states of a batch's tokens <c>[batch, tokens, width]</c>, normed and dropped out.</summary>
+    /// <param name="parts">The sites.</param>
+    /// <param name="batch">Tokens.</param>
+    /// <param name="pad">Where positions are counted from the ids of the tokens, the padding token's; null where they are counted from 0.</param>
+    /// <param name="pass">The running forward pass.</param>
+    private protected Tensor Embedded(EmbeddingParts parts, TokenBatch batch, int? pad, Pass pass)
+    {
+        if (EmbeddedAtOnce(parts, batch, pad, pass) is { } all) return all;
+        Tensor hidden = parts.WordSequence.Forward(parts.Words.Forward(batch.Ids, pass), pass);
+        Positions.Check(batch, Config, pass);
+        if (parts.Types is { } types) hidden = hidden + types.Forward(Positions.Types(batch, pass), pass);
+        hidden = hidden + parts.Positions.Forward(pad is { } id ? Positions.ById(batch, id, pass) : Positions.Counted(batch, pass), pass);
+        return pass.Dropout(parts.Norm.Forward(hidden, pass), Config.HiddenDropout);
+    }
+
+    private Tensor? EmbeddedAtOnce(EmbeddingParts parts, TokenBatch batch, int? pad, Pass pass)
+    {
+        if (pass.Patches[parts.WordSequence] is not null || pass.Layout.Inserted > 0) return null;
+        if (batch.Ids.shape is not [long rows, long tokens] || tokens != pass.Layout.Tokens) return null;
+        if (!FusedEmbedding.Fits(parts.Tables, parts.Norm, Config.HiddenDropout, pass)) return null;
+        Positions.Check(batch, Config, pass);
+        var words = new FusedEmbedding.Rows(parts.Words, batch.Ids);
+        FusedEmbedding.Rows positions = batch.PositionIds is null && pad is null
+            ? new(parts.Positions, null, pass.Patches.PositionShift + pass.Layout.PastTokens, Counted: true)
+            : new(parts.Positions, pad is { } id ? Positions.ById(batch, id, pass) : Positions.Counted(batch, pass));
+        ReadOnlySpan<FusedEmbedding.Rows> taken = parts.Types is null ? [words, positions] : [words, new(parts.Types, batch.TypeIds), positions];
+        return FusedEmbedding.Apply(taken, parts.Norm, Config.HiddenDropout, rows, tokens, pass);
+    }
+
     private sealed record EncoderLayer(
         Projection Query, Projection Key, Projection Value, Projection Output, Projection Up, Projection Down,
         Norm AttentionNorm, Norm FeedForwardNorm, AttentionCore Core, Block Attention, Block FeedForward, Block Whole,

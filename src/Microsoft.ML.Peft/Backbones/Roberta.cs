@@ -12,21 +12,16 @@ namespace Microsoft.ML.Peft.Backbones;
 /// </summary>
 public sealed class RobertaBackbone : PostNormEncoder
 {
-    private readonly Embedding _words, _positions, _types;
-    private readonly Norm _norm;
-    private readonly Sequence _wordSequence, _sequence;
+    private readonly EmbeddingParts _embeddings;
+    private readonly Sequence _sequence;
 
     /// <summary>Builds the network over a source of weights.</summary>
     /// <param name="config">Geometry.</param>
     /// <param name="weights">Frozen tensors.</param>
     public RobertaBackbone(BackboneConfig config, IWeightSource weights) : base(config, weights)
     {
-        _words = AddEmbedding("embeddings.word_embeddings", SiteRole.WordEmbedding, config.VocabularySize, config.HiddenSize);
-        _wordSequence = AddWordSequence();
-        // The table has a row for the padding position and those before it, which no token reaches.
-        _positions = AddEmbedding("embeddings.position_embeddings", SiteRole.PositionEmbedding, config.MaxTokens + config.PadId + 1, config.HiddenSize);
-        _types = AddEmbedding("embeddings.token_type_embeddings", SiteRole.TokenTypeEmbedding, config.TypeVocabularySize, config.HiddenSize);
-        _norm = AddNorm("embeddings.LayerNorm", SiteRole.EmbeddingNorm, -1, config.HiddenSize);
+        // The position table has a row for the padding position and those before it, which no token reaches.
+        _embeddings = AddEmbeddings(config.HiddenSize, config.MaxTokens + config.PadId + 1, config.TypeVocabularySize);
         _sequence = AddEmbeddingSequence();
         for (int layer = 0; layer < config.LayerCount; layer++) AddLayer($"encoder.layer.{layer}", layer, LayerNames.Bert);
         AddEnd("pooler.dense");
@@ -49,14 +44,8 @@ public sealed class RobertaBackbone : PostNormEncoder
     }
 
     /// <inheritdoc/>
-    protected override Tensor Embed(TokenBatch batch, Pass pass)
-    {
-        Tensor words = _wordSequence.Forward(_words.Forward(batch.Ids, pass), pass);
-        Positions.Check(batch, Config, pass);
-        Tensor hidden = words + _types.Forward(Positions.Types(batch, pass), pass)
-            + _positions.Forward(Positions.ById(batch, Config.PadId, pass), pass);
-        return _sequence.Forward(pass.Dropout(_norm.Forward(hidden, pass), Config.HiddenDropout), pass);
-    }
+    protected override Tensor Embed(TokenBatch batch, Pass pass) =>
+        _sequence.Forward(Embedded(_embeddings, batch, Config.PadId, pass), pass);
 
     /// <inheritdoc/>
     protected override Backbone Rebuild(IWeightSource weights) => new RobertaBackbone(Config, weights);

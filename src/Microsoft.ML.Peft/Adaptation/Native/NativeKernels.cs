@@ -9,7 +9,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 
 /// <summary>
 /// The kernels in C++ that take libtorch's place on the CPU where their library is found: products with frozen weights,
-/// attention, norms, in float32. What they compute is equal to the managed path within 1e-5, dropped entries are the same, and
+/// attention, norms, embeddings, in float32. What they compute is equal to the managed path within 1e-5, dropped entries are the same, and
 /// a row's result depends neither on the rows beside it nor on the number of threads. Without the library, or with the
 /// environment variable <c>PEFT_NATIVE=off</c>, everything runs through libtorch.
 /// </summary>
@@ -142,6 +142,7 @@ public static class NativeKernels
             AttentionBackward = (delegate* unmanaged<NativeAttention*, int>)Of("pn_attention_backward");
             NormForward = (delegate* unmanaged<NativeNorm*, int>)Of("pn_norm_forward");
             NormBackward = (delegate* unmanaged<NativeNorm*, int>)Of("pn_norm_backward");
+            Embed = (delegate* unmanaged<NativeEmbed*, int>)Of("pn_embed_run");
             Dropout = (delegate* unmanaged<float*, float*, long, NativeDropout*, int, int>)Of("pn_dropout_run");
             ActivationForward = (delegate* unmanaged<float*, float*, long, int, int, int>)Of("pn_activation_forward");
             Run = (delegate* unmanaged<NativeStep*, int*, int, int, int>)Of("pn_run");
@@ -176,6 +177,7 @@ public static class NativeKernels
         public readonly delegate* unmanaged<NativeAttention*, int> AttentionBackward;
         public readonly delegate* unmanaged<NativeNorm*, int> NormForward;
         public readonly delegate* unmanaged<NativeNorm*, int> NormBackward;
+        public readonly delegate* unmanaged<NativeEmbed*, int> Embed;
         public readonly delegate* unmanaged<NativeStep*, int*, int, int, int> Run;
         public readonly delegate* unmanaged<float*, float*, long, NativeDropout*, int, int> Dropout;
         public readonly delegate* unmanaged<float*, float*, long, int, int, int> ActivationForward;

@@ -1,5 +1,6 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Microsoft.ML.Peft.Adaptation;
@@ -126,6 +127,37 @@ internal unsafe struct NativeNorm
     public int Threads;
     public float* DDropped;
     public int DroppedBFloat16;
+    public NativeDropout Dropout;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeRows
+{
+    public float* Data;
+    public long Count;
+    public long* Index;
+    public long Period, First;
+}
+
+[InlineArray(Most)]
+internal struct NativeTables
+{
+    public const int Most = 3;
+
+    private NativeRows _first;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal unsafe struct NativeEmbed
+{
+    public long Rows, Width;
+    public NativeTables Table;
+    public int Tables;
+    public float Epsilon;
+    public float* Weight;
+    public float* Bias;
+    public float* Y;
+    public int Threads;
     public NativeDropout Dropout;
 }
 
