@@ -3,7 +3,7 @@
 # Measures this library beside a plain PyTorch loop in Python and ONNX Runtime: training, scoring, one sentence at a time, start,
 # memory, growth, and how near the products come to the machine's peak; prints the ratios and writes eng/bench/RESULTS.md.
 #   ./eng/bench/run.sh [--rounds 5] [--threads CORES] [--only SECTIONS] [--without SECTIONS] [--precisions ALL] [--out FILE]
-#                      [--steps 100] [--base-steps 12] [--base-rounds 3] [--loss-steps 30] [--growth-rows 1000,10000,100000] [--keep-environment]
+#                      [--steps 230] [--base-steps 12] [--base-rounds 3] [--loss-steps 30] [--growth-rows 1000,10000,100000] [--keep-environment]
 #   sections: minilm, base (BERT-base's geometry), latency, start, roofline, growth; words between commas
 # Set ONNXRUNTIME_NODE to a folder with the npm package onnxruntime-node (npm install onnxruntime-node --ignore-scripts).
 #   ./eng/bench/run.sh --rows [--count 1000000] [--model one-layer|minilm]

@@ -40,7 +40,7 @@ internal sealed class Comparison(string folder, Sides sides, Arguments arguments
     {
         string[] precisions = Sides.Precisions(arguments.Text("precisions", ""));
         string small = Preparation.Small(folder);
-        var minilm = new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 100), arguments.Int("loss-steps", 30), int.MaxValue, hasGoals: true);
+        var minilm = new Throughput(Preparation.SmallName, small, sides, precisions, arguments.Int("steps", 230), arguments.Int("loss-steps", 30), int.MaxValue, hasGoals: true);
         return Array.ConvertAll<string, Section>(names, name => name switch
         {
             "minilm" => minilm,

@@ -19,7 +19,7 @@ internal sealed class Growth(string folder, Sides sides, int[] rows) : Section
         for (int threads = 1; ; threads = Math.Min(2 * threads, sides.Threads))
         {
             Sides side = sides.With(threads);
-            _threads.Add((threads, side.Ours("train", small, "--steps", "75", "--warmup", "25").Report.TokensPerSecond, side.Ours("score", small, "--warm", "3", "--seconds", "2").Report.TokensPerSecond));
+            _threads.Add((threads, side.Ours("train", small, "--steps", "230", "--warmup", "138").Report.TokensPerSecond, side.Ours("score", small, "--warm", "3", "--seconds", "2").Report.TokensPerSecond));
             if (threads == sides.Threads) break;
         }
     }
