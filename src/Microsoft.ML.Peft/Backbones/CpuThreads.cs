@@ -1,6 +1,7 @@
 // Copyright (c) the Microsoft.ML.Peft authors. Licensed under the MIT License.
 
 using System.Collections.Concurrent;
+using System.Runtime.CompilerServices;
 using System.Runtime.ExceptionServices;
 using Microsoft.ML.Peft.Adaptation;
 using TorchSharp;
@@ -100,7 +101,7 @@ internal static class CpuThreads
                 torch.get_num_threads();
                 torch.set_num_threads(1);
                 ready.Set();
-                foreach (Action work in _work.GetConsumingEnumerable()) work();
+                while (true) Next();
             });
             (thread.IsBackground, thread.Name) = (true, "Microsoft.ML.Peft scoring");
             thread.Start();
@@ -108,6 +109,10 @@ internal static class CpuThreads
         }
         torch.set_num_threads(process);
     }
+
+    // A frame of its own: a thread that waits holds on to nothing of the work before, whose model may be gone.
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static void Next() => _work.Take()();
 
     public readonly struct Lent(int before) : IDisposable
     {

@@ -78,6 +78,26 @@ public class CpuThreadsTests
     }
 
     [TestMethod]
+    public void ThreadsThatWaitHoldNothing()
+    {
+        WeakReference work = Done();
+        for (int i = 0; i < 100 && work.IsAlive; i++)
+        {
+            Thread.Sleep(10);
+            GC.Collect();
+        }
+        Assert.IsFalse(work.IsAlive);
+    }
+
+    [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]
+    private static WeakReference Done()
+    {
+        var work = new int[1000];
+        CpuThreads.Share(30, i => Interlocked.Increment(ref work[i]));
+        return new WeakReference(work);
+    }
+
+    [TestMethod]
     public void KernelsAreOffWhereTheyAreForTheCaller()
     {
         int on = 0;

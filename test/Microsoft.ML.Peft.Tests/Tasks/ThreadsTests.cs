@@ -82,7 +82,8 @@ public abstract class ThreadsTests : OneThread
             Assert.IsLessThan(1e-5, TinyTexts.Gap(expected, Scores()));
             long live = LiveTensors.Count();
             for (int i = 0; i < 5; i++) Assert.IsLessThan(1e-5, TinyTexts.Gap(expected, Scores()));
-            Assert.AreEqual(live, LiveTensors.Count());
+            // Fewer where an earlier test's are collected meanwhile.
+            Assert.IsLessThanOrEqualTo(live, LiveTensors.Count());
             Assert.AreEqual(3, get_num_threads());
             OnAnotherThread(() => Assert.AreEqual(3, get_num_threads(), "the process' number"));
         }
