@@ -199,8 +199,9 @@ PN_API int pn_adamw_run(const pn_adamw* a);
 // The sum of the squares of all numbers.
 PN_API int pn_square_sum(const float* x, int64_t count, double* result, int32_t threads);
 
-// One of the calls above that rows pass through. Programs run at once, a thread each, and their steps in order: threads meet once at the end instead of
-// after each step. Steps of several programs should ask for one thread. Where one fails, the result is that of a failing step.
+// One of the calls above that rows pass through. Programs run at once, a thread each, and their steps in order: threads meet once at
+// the end instead of after each step. Steps of several programs should ask for one thread. Where one fails, the result is that of a
+// failing step.
 enum pn_kind {
     PN_PRODUCTS = 0, PN_LOW_RANK_PRODUCT = 1, PN_LOW_RANK_GRADIENT = 2, PN_ATTENTION_FORWARD = 3, PN_ATTENTION_BACKWARD = 4,
     PN_NORM_FORWARD = 5, PN_NORM_BACKWARD = 6, PN_ACTIVATION_FORWARD = 7

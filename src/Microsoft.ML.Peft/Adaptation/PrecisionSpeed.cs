@@ -16,8 +16,9 @@ internal static class PrecisionSpeed
     /// <summary>Seconds of a site's product with some rows; with that of its input's gradient where it trains.</summary>
     public static double Seconds(Projection site, Precision precision, bool training)
     {
-        double forward = Seconds(site.Out, site.In, FrozenLinear.Usable(precision, site));
-        return training ? forward + Seconds(site.In, site.Out, FrozenLinear.Backward(FrozenLinear.Usable(precision, site))) : forward;
+        Precision usable = FrozenLinear.Usable(precision, site);
+        double forward = Seconds(site.Out, site.In, usable);
+        return training ? forward + Seconds(site.In, site.Out, usable) : forward;
     }
 
     private static double Seconds(int outWidth, int inWidth, Precision precision)

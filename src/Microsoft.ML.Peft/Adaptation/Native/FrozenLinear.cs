@@ -72,9 +72,6 @@ internal static unsafe class FrozenLinear
         _ => Precision.Float32,
     };
 
-    // A row's gradient is put on steps of its own, as the row was.
-    internal static Precision Backward(Precision forward) => forward;
-
     /// <summary>Rows in int8 as the kernel takes them, int32 <c>[rows, words]</c>, for several products of one input.</summary>
     internal static Tensor Int8Rows(Tensor x)
     {
@@ -267,7 +264,7 @@ internal static unsafe class FrozenLinear
             p.LowDropout = call.LowDropout;
             (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (back.shape[1], back.shape[1], 1, site.In, 1);
         }
-        Run(p, site.PackedBackward(Backward(call.Precision)));
+        Run(p, site.PackedBackward(call.Precision));
         return below;
     }
 }

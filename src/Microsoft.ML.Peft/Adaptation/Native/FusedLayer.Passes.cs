@@ -40,7 +40,7 @@ internal static unsafe partial class FusedLayer
         room = new Room(Pointer(work));
         if (context) k.Context = room.Take(rows);
         if (kept is null) k.Before = k.Sums = null;
-        Tensor y = empty([call.Batch, call.Asked / call.Batch, call.Width], dtype: ScalarType.Float32);
+        Tensor y = empty([call.Batch, call.Queries, call.Width], dtype: ScalarType.Float32);
 
         Slice[] slices = Slices(call);
         using KernelSteps steps = KernelSteps.Take();
@@ -87,7 +87,7 @@ internal static unsafe partial class FusedLayer
             ];
             steps.Add(asked);
             NativeAttention a = Attention(call, slice, k, lengths);
-            a.Out = Heads(call, k.Context, call.Asked / call.Batch);
+            a.Out = Heads(call, k.Context, call.Queries);
             steps.Add(a, backward: false);
 
             NativeProduct p = Product(Output, slice, k.Context, width, k, k.Attended);
@@ -168,7 +168,7 @@ internal static unsafe partial class FusedLayer
 
     private static NativeAttention Attention(Call call, Slice slice, in Kept kept, int* lengths)
     {
-        long queries = call.Asked / call.Batch, heads = call.Parts.Core.Heads;
+        long queries = call.Queries, heads = call.Parts.Core.Heads;
         return new NativeAttention
         {
             Batch = slice.Batch,
@@ -228,7 +228,7 @@ internal static unsafe partial class FusedLayer
         private readonly KernelSteps _steps;
         private readonly Factors _factors;
         private readonly Kept _kept;
-        private readonly Tensor _work;
+        private readonly Tensor _work = null!;
         private readonly float* _fed, _fedDropped, _inner, _attended, _attendedDropped, _context, _dq, _dk, _dv, _upInput, _downInput;
         private readonly bool _smallInner, _smallOut, _needsQueries, _needsAttention;
         private fixed long _back[Sites];
@@ -239,7 +239,7 @@ internal static unsafe partial class FusedLayer
             var room = new Room(Pointer(kept));
             _kept = Kept.Place(call, ref room);
             // Gradients that feed products alone are written in bfloat16.
-            (_smallInner, _smallOut) = (call.SmallInnerGradients, call.SmallGradients && call.Terms[Output] is null);
+            (_smallInner, _smallOut) = (call.SmallInner, call.Small && call.Terms[Output] is null);
             _needsQueries = call.Input || call.Trained(Query) || call.Trained(Key) || call.Trained(Value);
             _needsAttention = _needsQueries || call.Trained(Output);
             Below = call.Input ? empty([call.Batch, call.Tokens, call.Width], dtype: ScalarType.Float32) : null;
@@ -265,7 +265,6 @@ internal static unsafe partial class FusedLayer
                     if (call.Terms[site] is { } term) _back[site] = (long)room.Take(call.RowsOf(site) * term.Rank);
             }
             if (!own) _attended = Pointer(Below!);
-            _work ??= null!;
         }
 
         public Tensor? Below { get; }
@@ -293,8 +292,7 @@ internal static unsafe partial class FusedLayer
             p.Slopes = 1;
             p.Activation = (int)parts.Activation;
             p.Before = k.Before;
-            p.BeforeBFloat16 = _call.SmallInner ? 1 : 0;
-            p.YBFloat16 = _smallInner ? 1 : 0;
+            p.BeforeBFloat16 = p.YBFloat16 = _smallInner ? 1 : 0;
             _steps.Add([p]);
             if (_downInput is not null)
                 _steps.Add(new NativeActivate { X = k.Before, Y = _downInput + (slice.Asked.From * _call.Inner), Count = slice.Asked.Count * _call.Inner, Activation = (int)parts.Activation });
@@ -309,7 +307,7 @@ internal static unsafe partial class FusedLayer
         // From there to the layer's input.
         private readonly void Attention(Slice slice, in Kept k, int* lengths)
         {
-            long width = _call.Width, queries = _call.Asked / _call.Batch, all = slice.All.From * width;
+            long width = _call.Width, queries = _call.Queries, all = slice.All.From * width;
             float* context = Asked(_context, slice);
             NativeProduct p = Back(Output, slice, Asked(_attendedDropped, slice, _smallOut), context, _smallOut);
             if (!_needsQueries) return;
@@ -365,7 +363,7 @@ internal static unsafe partial class FusedLayer
                 Y = below,
                 YRow = projection.In,
                 XBFloat16 = small ? 1 : 0,
-                Packed = _steps.Hold(projection.PackedBackward(_call.Gradients)),
+                Packed = _steps.Hold(projection.PackedBackward(_call.Precision)),
             };
             if (_call.Terms[site] is not { } term) return p;
             float* back = (float*)_back[site] + (rows.From * term.Rank);

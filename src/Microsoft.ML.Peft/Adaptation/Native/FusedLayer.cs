@@ -150,21 +150,16 @@ internal static unsafe partial class FusedLayer
 
         public long Inner => Parts.Projections[Up].Out;
 
-        /// <summary>In what numbers gradients go through frozen weights.</summary>
-        public Precision Gradients => FrozenLinear.Backward(Precision);
+        /// <summary>Tokens that ask, of each row.</summary>
+        public long Queries => Asked / Batch;
 
-        /// <summary>True where gradients that feed frozen products alone are written in bfloat16.</summary>
-        public bool SmallGradients => Gradients == Precision.BFloat16 && Even;
+        /// <summary>True where what feeds frozen products alone is written in bfloat16.</summary>
+        public bool Small => Precision == Precision.BFloat16 && (Width | Inner) % 2 == 0;
 
-        /// <summary>The same of the feed-forward part's gradients, which low-rank factors read.</summary>
-        public bool SmallInnerGradients => SmallGradients && Terms[Up] is null && Terms[Down] is null;
-
-        private bool Even => (Width | Inner) % 2 == 0;
+        /// <summary>The same inside of the feed-forward part, where low-rank factors may read: the activation's argument and result, all gradients.</summary>
+        public bool SmallInner => Small && Terms[Up] is null && Terms[Down] is null;
 
         public bool Trained(int site) => Terms[site] is { Trained: true };
-
-        /// <summary>True where the activation's argument and result are written in bfloat16: no low-rank factor reads them.</summary>
-        public bool SmallInner => Precision == Precision.BFloat16 && SmallInnerGradients;
 
         public bool ReadsInput => Terms[Query] is { A: true } || Terms[Key] is { A: true } || Terms[Value] is { A: true };
     }
@@ -182,9 +177,9 @@ internal static unsafe partial class FusedLayer
     private static Slice[] Slices(Call call)
     {
         const long Least = 16;   // tokens
-        long threads = Math.Min(get_num_threads(), call.Batch), most = threads == 0 ? 0 : (call.Batch + threads - 1) / threads;
-        if (threads < 2 || call.Rows < Least * threads || 8 * most * threads > 9 * call.Batch) threads = 1;
-        long queries = call.Asked / call.Batch, from = 0;
+        long threads = Math.Min(get_num_threads(), call.Batch), most = (call.Batch + threads - 1) / threads;
+        if (call.Rows < Least * threads || 8 * most * threads > 9 * call.Batch) threads = 1;
+        long queries = call.Queries, from = 0;
         var slices = new Slice[threads];
         for (int i = 0; i < threads; i++)
         {
