@@ -136,12 +136,7 @@ internal static unsafe class FrozenLinear
             YRow = site.Out,
             Dropout = call.Dropout,
         };
-        if (factors is { } f)
-        {
-            p.Low = Pointer(low!) + (beside?.At ?? 0);
-            p.Up = Pointer(f.B);
-            (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (low!.shape[1], f.B.shape[1], f.B.shape[1], 1, (float)call.Scale);
-        }
+        if (factors is { } f) p.Beside(Pointer(low!) + (beside?.At ?? 0), low!.shape[1], f.B.shape[1], Pointer(f.B), turned: false, call.Scale);
         Run(p, site.PackedForward(call.Precision));
         GC.KeepAlive(x);
         GC.KeepAlive(call.Rows);
@@ -259,10 +254,8 @@ internal static unsafe class FrozenLinear
         var p = new NativeProduct { Rows = gradient.numel() / site.Out, Out = site.In, In = site.Out, X = Pointer(gradient), XRow = site.Out, XIn = 1, Y = Pointer(below), YRow = site.In };
         if (back is not null)
         {
-            p.Low = Pointer(back);
-            p.Up = Pointer(a!);
+            p.Beside(Pointer(back), back.shape[1], back.shape[1], Pointer(a!), turned: true, 1);
             p.LowDropout = call.LowDropout;
-            (p.LowRow, p.Rank, p.UpOut, p.UpRank, p.Scale) = (back.shape[1], back.shape[1], 1, site.In, 1);
         }
         Run(p, site.PackedBackward(call.Precision));
         return below;

@@ -70,6 +70,14 @@ internal unsafe struct NativeProduct
     public float* Residual;
     public long ResidualRow;
     public int Slopes, XBFloat16, YBFloat16, BeforeBFloat16;
+
+    /// <summary>A low-rank term beside the product: first results <c>[rows, rank]</c>, rows so far apart, and the second factor <c>[out, rank]</c>, or <c>[rank, out]</c> where turned.</summary>
+    public void Beside(float* low, long lowRow, long rank, float* up, bool turned, double scale)
+    {
+        Low = low;
+        Up = up;
+        (LowRow, Rank, UpOut, UpRank, Scale) = (lowRow, rank, turned ? 1 : rank, turned ? Out : 1, (float)scale);
+    }
 }
 
 [StructLayout(LayoutKind.Sequential)]
