@@ -15,7 +15,7 @@ public static class GradientClip
     public static Tensor Norm(Tensor gradient, double order = 2)
     {
         if (double.IsPositiveInfinity(order)) return gradient.abs().max();
-        return order == 2 && NativeKernels.On && NativeKernels.Fits(gradient) && gradient.is_contiguous() && !(gradient.requires_grad && is_grad_enabled())
+        return order == 2 && NativeKernels.On && NativeKernels.Frozen(gradient)
             ? Root(SquareSum(gradient))
             : gradient.norm((float)order);
     }

@@ -73,7 +73,7 @@ public abstract class Optimizer : IDisposable
     internal void Apply(Tensor gradient, double rate, double schedule, double factor)
     {
         using var off = no_grad();
-        bool fused = Fuses && NativeKernels.On && Lies(gradient) && Lies(_flat.Values) && gradient.numel() == Length && Array.TrueForAll(_state, Lies);
+        bool fused = Fuses && NativeKernels.On && NativeKernels.Lies(gradient) && NativeKernels.Lies(_flat.Values) && gradient.numel() == Length && Array.TrueForAll(_state, NativeKernels.Lies);
         if (!fused && factor != 1)
         {
             gradient.mul_(factor);
@@ -93,8 +93,6 @@ public abstract class Optimizer : IDisposable
             first = next;
         }
     }
-
-    private static bool Lies(Tensor numbers) => NativeKernels.Fits(numbers) && numbers.is_contiguous();
 
     private bool Alike(int a, int b)
     {

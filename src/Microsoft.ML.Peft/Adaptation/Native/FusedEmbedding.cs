@@ -29,12 +29,12 @@ internal static unsafe class FusedEmbedding
     public static bool Fits(ReadOnlySpan<Embedding> tables, Norm norm, double dropout, Pass pass)
     {
         if (!On || !pass.CanKey(dropout) || pass.Patches[norm] is not null || norm.OverTime || norm.RootMeanSquare) return false;
-        if (tables.Length is 0 or > NativeTables.Most || !FusedNorm.Frozen(norm.Weight) || norm.Bias is { } bias && !FusedNorm.Frozen(bias)) return false;
+        if (tables.Length is 0 or > NativeTables.Most || !Frozen(norm.Weight) || norm.Bias is { } bias && !Frozen(bias)) return false;
         long width = norm.Weight.shape[0];
         foreach (Embedding table in tables)
         {
             if (pass.Patches[table] is not null || table.Quantised is not null) return false;
-            if (!FusedNorm.Frozen(table.Weight) || table.Weight.shape[1] != width) return false;
+            if (!Frozen(table.Weight) || table.Weight.shape[1] != width) return false;
         }
         return true;
     }

@@ -74,7 +74,7 @@ internal static unsafe partial class FusedLayer
 
     private static bool Frozen(Norm norm) => !norm.OverTime && Frozen(norm.Weight) && (norm.Bias is null || Frozen(norm.Bias));
 
-    private static bool Frozen(Tensor numbers) => NativeKernels.Fits(numbers) && numbers.is_contiguous() && !numbers.requires_grad;
+    private static bool Frozen(Tensor numbers) => Lies(numbers) && !numbers.requires_grad;
 
     // False where padding stands elsewhere than at the rows' ends.
     private static bool Padding(Tensor x, Pass pass, out int[]? lengths)

@@ -12,9 +12,6 @@ internal static unsafe class FusedNorm
     public static bool Fits(Tensor x, Tensor? add, Tensor weight, Tensor? bias) => On && NativeKernels.Fits(x) && Frozen(weight) && (bias is null || Frozen(bias))
         && (add is null || (NativeKernels.Fits(add) && add.shape.AsSpan().SequenceEqual(x.shape)));
 
-    /// <summary>True where the kernels can read numbers of which no gradient is asked for.</summary>
-    internal static bool Frozen(Tensor numbers) => NativeKernels.Fits(numbers) && numbers.is_contiguous() && !(numbers.requires_grad && is_grad_enabled());
-
     /// <summary><c>norm(x + add)</c>.</summary>
     /// <param name="x">Input <c>[..., width]</c>.</param>
     /// <param name="add">Added to it, or null.</param>

@@ -86,6 +86,12 @@ public static class NativeKernels
     internal static bool Fits(Tensor x) =>
         x.dtype == ScalarType.Float32 && x.device_type == DeviceType.CPU && x.numel() is > 0 and <= int.MaxValue / sizeof(float);
 
+    /// <summary>True where the kernels can read a tensor as it lies.</summary>
+    internal static bool Lies(Tensor x) => Fits(x) && x.is_contiguous();
+
+    /// <summary>The same of numbers of which no gradient is asked for.</summary>
+    internal static bool Frozen(Tensor x) => Lies(x) && !(x.requires_grad && is_grad_enabled());
+
     /// <summary>The tensor's first number. The tensor must be contiguous, and live as long as the pointer.</summary>
     internal static unsafe float* Pointer(Tensor x) => (float*)System.Runtime.CompilerServices.Unsafe.AsPointer(ref MemoryMarshal.GetReference(x.bytes));
 
