@@ -22,6 +22,9 @@ internal static class CpuThreads
     private static readonly BlockingCollection<Action> _work = [];
     private static int _workers;
 
+    // The process' number of threads when it was last asked for.
+    private static int _known;
+
     /// <summary>Uses all cores; returns the number of threads.</summary>
     public static int UseCores() => _set.Value;
 
@@ -31,11 +34,18 @@ internal static class CpuThreads
     /// and sums that are split otherwise are rounded otherwise.
     /// </summary>
     /// <param name="threads">Number of threads; 0 for the process' own, which a new thread finds.</param>
-    public static Lent Lend(int threads = 0)
+    /// <param name="ask">
+    /// False to take the calling thread's number for the process' where it was that when last asked: libtorch makes a pool of threads
+    /// whenever it counts them on a new thread, which keep a core busy for some 30 ms. A number that another thread has set
+    /// since shows once that one scores, or any trains.
+    /// </param>
+    public static Lent Lend(int threads = 0, bool ask = true)
     {
         UseCores();
         using Lock.Scope alone = _process.EnterScope();
-        int own = torch.get_num_threads(), wanted = threads > 0 ? threads : OfProcess();
+        int own = torch.get_num_threads();
+        if (threads == 0 && (ask || own != _known)) _known = OfProcess();
+        int wanted = threads > 0 ? threads : _known;
         if (own != wanted) torch.set_num_threads(wanted);
         return new Lent(threads > 0 ? own : wanted);
     }

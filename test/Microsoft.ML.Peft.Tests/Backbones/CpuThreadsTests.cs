@@ -59,6 +59,32 @@ public class CpuThreadsTests
     }
 
     [TestMethod]
+    public void AThreadOfThePoolTakesTheNumberThatWasSetSince()
+    {
+        int before = 0, after = 0, kept = 0, asked = 0;
+        using var set = new ManualResetEventSlim();
+        using var counted = new ManualResetEventSlim();
+        var old = new Thread(() =>
+        {
+            before = get_num_threads();
+            counted.Set();
+            set.Wait();
+            kept = get_num_threads();
+            using (CpuThreads.Lend(ask: false)) after = get_num_threads();
+            set_num_threads(5);
+            using (CpuThreads.Lend(ask: false)) asked = get_num_threads();
+        });
+        using (CpuThreads.Lend(ask: false)) Assert.AreEqual(3, get_num_threads());
+        old.Start();
+        counted.Wait();
+        set_num_threads(4);
+        using (CpuThreads.Lend(ask: false)) Assert.AreEqual(4, get_num_threads());
+        set.Set();
+        old.Join();
+        Assert.AreEqual((3, 3, 4, 5), (before, kept, after, asked));
+    }
+
+    [TestMethod]
     public void WorkThatFailsEndsTheRestAndKeepsTheThreads()
     {
         for (int turn = 0; turn < 5; turn++)

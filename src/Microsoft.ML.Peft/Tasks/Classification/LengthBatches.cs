@@ -39,7 +39,7 @@ internal static class LengthBatches
         BatchArrays Make(Example[] rows) => Assemble(backbone, rows, unreadable is not null);
 
         // A lone row is scored at once: what differs is the rounding.
-        using CpuThreads.Lent? threads = examples.Length > 1 ? CpuThreads.Lend() : null;
+        using CpuThreads.Lent? threads = examples.Length > 1 ? CpuThreads.Lend(ask: false) : null;
         // On the CPU each core takes batches of its own: cores that share one wait for each other after each product.
         int cores = backbone.Device.type == DeviceType.CPU && examples.Length > 1 ? get_num_threads() : 1;
         List<Example[]> batches = Batches(examples, cores);
