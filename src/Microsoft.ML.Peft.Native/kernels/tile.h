@@ -130,18 +130,18 @@ PN_INLINE void pack_together(const float* source, int64_t columns, int64_t in, i
 
 // Panels of w(n, k) = factor * source[n * out_stride + k * in_stride], with zeros beyond the last column.
 static void pack_panel(const float* source, int64_t out, int64_t in, int64_t out_stride, int64_t in_stride, float factor, float* target) {
-    int64_t columns = least(NR, out);
-    if (columns < NR) memset(target, 0, sizeof(float) * in * NR);
-    if (out_stride == 1) {
-        for (int64_t k = 0; k < in; k++)
-            for (int64_t n = 0; n < columns; n++) target[k * NR + n] = factor * source[k * in_stride + n];
-        return;
-    }
-    int64_t done = 0;
+    int64_t columns = least(NR, out), done = 0;
 #ifndef __clang__
     if (in_stride == 1)
         for (; done < columns; done += L) pack_together(source + done * out_stride, least((int64_t)L, columns - done), in, out_stride, factor, target + done);
 #endif
+    if (columns < NR && done < NR)
+        for (int64_t k = 0; k < in; k++) memset(target + k * NR + done, 0, sizeof(float) * (NR - done));
+    if (out_stride == 1) {
+        for (int64_t k = 0; k < in; k++)
+            for (int64_t n = done; n < columns; n++) target[k * NR + n] = factor * source[k * in_stride + n];
+        return;
+    }
     // Eight of k at a time: what is written stays in the cache.
     for (int64_t k0 = 0; k0 < in && done < columns; k0 += 8)
         for (int64_t n = done; n < columns; n++)

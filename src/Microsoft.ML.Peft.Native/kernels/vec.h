@@ -41,20 +41,32 @@ PN_INLINE vf most(vf a, vf b) { return a < b ? b : a; }
 PN_INLINE vf least(vf a, vf b) { return a > b ? b : a; }
 PN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-PN_INLINE float sum(vf v) {
-    float parts[L];
-    memcpy(parts, &v, sizeof parts);
-    for (int half = L / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
-    return parts[0];
+#ifdef __clang__
+template <int Half> PN_INLINE vf folded(vf v) {
+    vf other = {};
+    for (int i = 0; i < Half; i++) other[i] = v[i + Half];
+    return other;
+}
+#else
+// The lanes from Half on, where the first ones were.
+template <int Half> PN_INLINE vf folded(vf v) {
+    vi from;
+    for (int i = 0; i < L; i++) from[i] = (i + Half) % L;
+    return __builtin_shuffle(v, from);
+}
+#endif
+
+template <int Half = L / 2> PN_INLINE float sum(vf v) {
+    v += folded<Half>(v);
+    if constexpr (Half > 1) return sum<Half / 2>(v);
+    else return v[0];
 }
 
-PN_INLINE float largest(vf v) {
-    float parts[L];
-    memcpy(parts, &v, sizeof parts);
-    for (int half = L / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) parts[i] = parts[i] > parts[i + half] ? parts[i] : parts[i + half];
-    return parts[0];
+template <int Half = L / 2> PN_INLINE float largest(vf v) {
+    vf other = folded<Half>(v);
+    v = v > other ? v : other;
+    if constexpr (Half > 1) return largest<Half / 2>(v);
+    else return v[0];
 }
 
 PN_INLINE vi lanes() {

@@ -14,7 +14,7 @@ internal static class LengthBatches
     private const int TokensABatch = 2048;
 
     // The same where each core has a batch of its own, and the least that is worth one.
-    private const int TokensACore = 512, FewTokens = 128, BatchesACore = 4;
+    private const int TokensACore = 256, FewTokens = 128, BatchesACore = 4;
 
     // Images and sounds are as many numbers as thousands of tokens, and are assembled while the batch before is scored.
     private const int RowsABatch = 64;
