@@ -9,7 +9,7 @@ import { join } from 'node:path';
 const [mode, folder, file, threads, warm = '1', seconds = '1'] = process.argv.slice(2);
 const require = createRequire(join(process.env.ONNXRUNTIME_NODE ?? process.cwd(), 'package.json'));
 const runtime = require('onnxruntime-node');
-const CALLS = 300, CALLS_BEFORE = 50;
+const CALLS = 300;
 const numbers = name => readFileSync(join(folder, name), 'utf8').trim().split('\n').map(line => line.split(' ').map(Number));
 
 const rows = numbers('score.rows').map(row => row.slice(1)), batches = numbers('score.batches');
@@ -45,7 +45,7 @@ async function score() {
 
 async function latency() {
     const milliseconds = [], scores = [], all = [...rows.keys()].slice(0, CALLS);
-    for (const r of all.slice(0, CALLS_BEFORE)) await session.run(collate([r]), ['probabilities']);
+    for (let i = 0, began = performance.now(); performance.now() - began < 1000 * Number(warm); i++) await session.run(collate([all[i % all.length]]), ['probabilities']);
     for (const r of all) {
         const began = performance.now();
         const result = await session.run(collate([r]), ['probabilities']);

@@ -13,7 +13,7 @@ namespace Microsoft.ML.Peft.Bench;
 /// <summary>How our time grows: the measured processes. Figures are microseconds a token.</summary>
 internal static class GrowthRuns
 {
-    private const int Few = 100, Turns = 7, Tokens = 2048;
+    private const int Few = 100, Turns = 7, Tokens = 2048, WarmSeconds = 12;
 
     public static string Run(string kind, string folder, Arguments arguments)
     {
@@ -39,9 +39,10 @@ internal static class GrowthRuns
     {
         var ml = new MLContext(seed: 1);
         Dictionary<int, List<(double Train, double Score, long Tokens)>> times = sizes.Append(Few).ToDictionary(n => n, _ => new List<(double, double, long)>());
-        FitAndScore(ml, folder, 5 * sizes.Min());
+        // As long as .NET compiles what runs often, which the later and larger tables would gain by.
+        for (long began = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(began).TotalSeconds < WarmSeconds;) FitAndScore(ml, folder, 5 * sizes.Min());
         for (int turn = 0; turn < Turns; turn++)
-            foreach (int size in times.Keys.Where(n => turn == 0 || turn < 10 * sizes.Min() / n || n <= sizes.Min()))
+            foreach (int size in times.Keys.Where(n => turn == 0 || turn < 50 * sizes.Min() / n || n <= sizes.Min()))
                 times[size].Add(FitAndScore(ml, folder, size));
         var numbers = new Dictionary<string, double>();
         double fewTrain = Figures.Median(times[Few].Select(t => t.Train)), fewScore = Figures.Median(times[Few].Select(t => t.Score));

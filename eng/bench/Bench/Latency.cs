@@ -10,10 +10,10 @@ internal sealed class Latency : Section
 
     public Latency(string folder, Sides sides, string[] precisions) => _race = new Race("one sentence at a time", "median ms",
     [
-        .. precisions.Select(p => new Contender(Engine + p, ours: true, () => sides.Ours("latency-zip", folder, "--precision", p))),
-        .. precisions.Select(p => new Contender(Core + p, ours: true, () => sides.Ours("latency", folder, "--precision", p))),
-        .. sides.Torch("latency", folder),
-        .. sides.Onnx("latency", folder),
+        .. precisions.Select(p => new Contender(Engine + p, ours: true, () => sides.Ours("latency-zip", folder, "--precision", p, "--warm", $"{Throughput.WarmSeconds}"))),
+        .. precisions.Select(p => new Contender(Core + p, ours: true, () => sides.Ours("latency", folder, "--precision", p, "--warm", $"{Throughput.WarmSeconds}"))),
+        .. sides.Torch("latency", folder, "--warm", $"{Throughput.WarmSeconds}"),
+        .. sides.Onnx("latency", folder, Throughput.WarmSeconds),
     ]);
 
     public override void Round()
@@ -31,7 +31,7 @@ internal sealed class Latency : Section
     public override string Write() => $"""
         ## One sentence at a time
 
-        {OurSide.Calls} sentences of {Preparation.SmallName}'s, one call each, after {OurSide.CallsBefore} to warm up. `PredictionEngine` on the model zip starts from the text: its time has
+        {OurSide.Calls} sentences of {Preparation.SmallName}'s, one call each, after {Throughput.WarmSeconds} seconds of such calls to warm up, on every side. `PredictionEngine` on the model zip starts from the text: its time has
         ML.NET and the tokenizer in it. The others get token ids. ONNX Runtime is called from Node, whose calls are asynchronous.
 
         {_race.Table(Median, higher: false)}

@@ -13,14 +13,14 @@ namespace Microsoft.ML.Peft.Bench;
 /// <summary>One measurement of this library, in a process of its own; the same modes as <c>pytorch_loop.py</c>, and those of the model zip.</summary>
 internal static class OurSide
 {
-    /// <summary>Calls that are timed one by one, after some that are not.</summary>
-    public const int Calls = 300, CallsBefore = 50;
+    /// <summary>Calls that are timed one by one, after as many rounds of them as fill the warm-up.</summary>
+    public const int Calls = 300;
 
     public static string Run(string mode, string folder, Arguments arguments)
     {
         Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
         set_num_threads(arguments.Int("threads", get_num_threads()));
-        Report report = mode.EndsWith("-zip", StringComparison.Ordinal) ? WithZip(mode, folder, precision) : WithModel(mode, folder, precision, arguments);
+        Report report = mode.EndsWith("-zip", StringComparison.Ordinal) ? WithZip(mode, folder, precision, arguments) : WithModel(mode, folder, precision, arguments);
         return report.Line();
     }
 
@@ -38,7 +38,7 @@ internal static class OurSide
         Report report = mode switch
         {
             "score" => Score(model, material.Rows, batches, arguments.Number("warm", 1), arguments.Number("seconds", 1)),
-            "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row)),
+            "latency" => Latency(material.Rows.Take(Calls), row => Probabilities(model, row), arguments),
             "first" => new Report { Scores = Probabilities(model, material.Rows[0]) },
             _ => throw new ArgumentException($"There is no mode '{mode}'."),
         };
@@ -131,7 +131,7 @@ internal static class OurSide
         public float[] Score { get; set; } = [];
     }
 
-    private static Report WithZip(string mode, string folder, Precision precision)
+    private static Report WithZip(string mode, string folder, Precision precision, Arguments arguments)
     {
         var ml = new MLContext();
         ITransformer loaded = ml.Model.Load(Path.Combine(folder, Preparation.Zip), out _);
@@ -139,13 +139,15 @@ internal static class OurSide
         using PredictionEngine<Sentence, Answer> engine = ml.Model.CreatePredictionEngine<Sentence, Answer>(loaded);
         IEnumerable<string> texts = File.ReadLines(Path.Combine(folder, Preparation.Texts));
         float[] Predict(string text) => engine.Predict(new Sentence { Text = text }).Score;
-        return mode == "first-zip" ? new Report { Scores = Predict(texts.First()) } : Latency(texts.Take(Calls), Predict);
+        return mode == "first-zip" ? new Report { Scores = Predict(texts.First()) } : Latency(texts.Take(Calls), Predict, arguments);
     }
 
-    private static Report Latency<T>(IEnumerable<T> inputs, Func<T, float[]> score)
+    private static Report Latency<T>(IEnumerable<T> inputs, Func<T, float[]> score, Arguments arguments)
     {
         T[] all = [.. inputs];
-        foreach (T input in all.Take(CallsBefore)) score(input);
+        double warm = arguments.Number("warm", 1);
+        int calls = 0;
+        for (long began = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(began).TotalSeconds < warm;) score(all[calls++ % all.Length]);
         var scores = new List<float>();
         double[] milliseconds = Array.ConvertAll(all, input =>
         {

@@ -81,7 +81,7 @@ internal sealed class Roofline : Section
             """;
         string[] names = [.. _kernels.Values.SelectMany(r => r.Numbers.Keys).Distinct().OrderByDescending(n => _kernels.Values.Sum(r => r.Numbers.GetValueOrDefault(n)))];
         return $"""
-            Where the time goes, by kernel: shares of all threads' samples in the second half of a run (`perf record`).
+            Where the time goes, by kernel: shares of all threads' samples (`perf record`), after as long a run before.
 
             | share of samples, % | {string.Join(" | ", _kernels.Keys.Select(k => k.Replace("train ", "training, ").Replace("score ", "scoring, ")))} |
             |---|{string.Concat(_kernels.Select(_ => "---:|"))}

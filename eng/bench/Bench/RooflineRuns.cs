@@ -78,31 +78,31 @@ internal static class RooflineRuns
         void Work(int steps)
         {
             if (train) OurSide.Train(model, precision, material.Rows, [.. material.Batches.Take(steps)], 0, 5e-4);
-            else OurSide.Score(model, material.Rows, [.. material.Batches], 0, steps / 20.0);
+            else OurSide.Score(model, material.Rows, [.. material.Batches], 0, steps / 40.0);
         }
 
         // Long enough for .NET to have compiled what runs often.
-        Work(100);
-        Dictionary<string, double>? shares = Sampled(() => Work(arguments.Int("steps", 60)));
+        Work(230);
+        Dictionary<string, double>? shares = Sampled(() => Work(arguments.Int("steps", 138)));
         if (shares is not null) return JsonSerializer.Serialize(new Report { Numbers = shares }, Report.Form);
         var text = new StringWriter(CultureInfo.InvariantCulture);
         Profile.Run(folder, arguments, text);
         return JsonSerializer.Serialize(new Report { Text = text.ToString() }, Report.Form);
     }
 
-    // Null where there is no perf, or it may not look.
+    // Null where there is no perf, or it may not look. All processes are sampled: watching one by its number took perf a core.
     private static Dictionary<string, double>? Sampled(Action work)
     {
         string file = Path.GetTempFileName();
         try
         {
-            using Process record = Process.Start(new ProcessStartInfo("perf", ["record", "-q", "-F", "997", "-p", $"{Environment.ProcessId}", "-o", file]) { RedirectStandardError = true })!;
+            using Process record = Process.Start(new ProcessStartInfo("perf", ["record", "-a", "-q", "-F", "997", "-o", file]) { RedirectStandardError = true })!;
             Thread.Sleep(500);
             if (record.HasExited) return null;
             work();
             using (Process stop = Process.Start("kill", ["-INT", $"{record.Id}"])) stop.WaitForExit();
             record.WaitForExit();
-            using Process report = Process.Start(new ProcessStartInfo("perf", ["report", "-i", file, "--stdio", "-F", "overhead,dso,sym", "-t", ";", "--percent-limit", "0"])
+            using Process report = Process.Start(new ProcessStartInfo("perf", ["report", "-i", file, "--stdio", "--pid", $"{Environment.ProcessId}", "-F", "overhead,dso,sym", "-t", ";", "--percent-limit", "0"])
             {
                 RedirectStandardOutput = true,
                 RedirectStandardError = true,

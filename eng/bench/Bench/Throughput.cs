@@ -8,7 +8,8 @@ namespace Microsoft.ML.Peft.Bench;
 internal sealed class Throughput : Section
 {
     // What each side scores before it is measured, in which .NET compiles what runs often, and how long it is measured at least.
-    private const int WarmSeconds = 4, Seconds = 3;
+    public const int WarmSeconds = 4;
+    private const int Seconds = 3;
 
     private readonly string _network, _folder;
     private readonly bool _hasGoals;
