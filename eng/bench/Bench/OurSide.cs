@@ -19,13 +19,13 @@ internal static class OurSide
     public static string Run(string mode, string folder, Arguments arguments)
     {
         Precision precision = Enum.Parse<Precision>(arguments.Text("precision", nameof(Precision.Float32)), ignoreCase: true);
-        set_num_threads(arguments.Int("threads", get_num_threads()));
         Report report = mode.EndsWith("-zip", StringComparison.Ordinal) ? WithZip(mode, folder, precision, arguments) : WithModel(mode, folder, precision, arguments);
         return report.Line();
     }
 
     private static Report WithModel(string mode, string folder, Precision precision, Arguments arguments)
     {
+        set_num_threads(arguments.Int("threads", get_num_threads()));
         bool train = mode == "train";
         using AdaptedModel model = Material.Load(folder, arguments.Text("dropout", "on") == "on", train ? Material.Init : Material.Trained);
         Material material = Material.Read(folder, train ? "train" : "score");
@@ -135,6 +135,7 @@ internal static class OurSide
     {
         var ml = new MLContext();
         ITransformer loaded = ml.Model.Load(Path.Combine(folder, Preparation.Zip), out _);
+        set_num_threads(arguments.Int("threads", get_num_threads()));
         ((IEnumerable<ITransformer>)loaded).OfType<TextClassificationTransformer>().First().ScoringPrecision = precision;
         using PredictionEngine<Sentence, Answer> engine = ml.Model.CreatePredictionEngine<Sentence, Answer>(loaded);
         IEnumerable<string> texts = File.ReadLines(Path.Combine(folder, Preparation.Texts));

@@ -111,7 +111,7 @@ internal static class ModelEntry
         byte[]? bytes = null;
         bool there = context.TryLoadBinaryStream(name, reader =>
         {
-            bytes = new byte[reader.BaseStream.Length];
+            bytes = GC.AllocateUninitializedArray<byte>(checked((int)reader.BaseStream.Length));
             reader.BaseStream.ReadExactly(bytes);
         });
         return there && bytes is not null

@@ -73,7 +73,7 @@ internal static class BackboneEntry
             return load();
         }
         catch (Exception e) when (e is JsonException or NullReferenceException or InvalidOperationException or ArgumentException or FormatException
-            or KeyNotFoundException or OverflowException && e is not CheckpointFormatException)
+            or KeyNotFoundException or OverflowException && e is not (CheckpointFormatException or MissingDeviceException))
         {
             throw new CheckpointFormatException($"The model zip's entry 'model.json' or one that it describes is damaged: {e.Message}", e);
         }

@@ -204,6 +204,21 @@ public sealed class BadInputTests : OneThread
         var ml = new MLContext(1) { GpuDeviceId = 3, FallbackToCpu = false };
         StringAssert.Contains(Assert.Throws<InvalidOperationException>(() => TinyTexts.Train(ml, TinyTexts.View(ml, 12))).Message, "GpuDeviceId is 3");
         ml.FallbackToCpu = true;
-        TinyTexts.Train(ml, TinyTexts.View(ml, 12), o => o.Training.Epochs = 1).Dispose();
+        IDataView view = TinyTexts.View(ml, 12);
+        using TextClassificationTransformer model = TinyTexts.Train(ml, view, o => o.Training.Epochs = 1);
+        using TextAdapterTransformer joined = ml.Peft().TextClassificationByAdapter(new Dictionary<string, TextClassificationTransformer> { ["a"] = model });
+        foreach (ITransformer saved in (ITransformer[])[model, joined])
+        {
+            using var zip = new MemoryStream();
+            ml.Model.Save(saved, view.Schema, zip);
+            ml.FallbackToCpu = false;
+            zip.Position = 0;
+            string refused = Assert.Throws<Exception>(() => ml.Model.Load(zip, out _)).GetBaseException().Message;
+            StringAssert.Contains(refused, "GpuDeviceId is 3");
+            Assert.IsFalse(refused.Contains("damaged"), refused);
+            ml.FallbackToCpu = true;
+            zip.Position = 0;
+            ((IDisposable)ml.Model.Load(zip, out _)).Dispose();
+        }
     }
 }

@@ -130,11 +130,11 @@ internal sealed class ClassificationModel<TRow> : IClassificationModel
     {
         ModelEntry.CheckHeader(context, task.Signature, task.LoaderSignature, Version, OldestReadable);
         byte[] json = ModelEntry.ReadSealed(context, "model.json");
-        Device device = Devices.Choose(environment);
-        return BackboneEntry.Guard(() => Load(task, device, context, JsonNode.Parse(json)!.AsObject()));
+        Libtorch.LoadAhead();
+        return BackboneEntry.Guard(() => Load(task, environment, context, JsonNode.Parse(json)!.AsObject()));
     }
 
-    private static ClassificationModel<TRow> Load(ClassificationTask<TRow> task, Device device, ModelLoadContext context, JsonObject description)
+    private static ClassificationModel<TRow> Load(ClassificationTask<TRow> task, IHostEnvironment environment, ModelLoadContext context, JsonObject description)
     {
         var hashes = description["sha256"].Deserialize<Dictionary<string, string>>()!;
         PeftMethod method = PeftMethods.FromJson(description["method"]!.ToJsonString());
@@ -146,7 +146,7 @@ internal sealed class ClassificationModel<TRow> : IClassificationModel
         using CheckpointFolder checkpoint = BackboneEntry.Open(context, backboneAt, hashes, task.InputFiles);
         using SafetensorsFile parameters = SafetensorsFile.Open(ModelEntry.Read(context, Parameters, hashes), "the model zip's " + Parameters);
 
-        Backbone backbone = BackboneLoader.Load(checkpoint, device);
+        Backbone backbone = BackboneLoader.Load(checkpoint, Devices.Choose(environment));
         RowEncoder<TRow> encoder;
         try
         {

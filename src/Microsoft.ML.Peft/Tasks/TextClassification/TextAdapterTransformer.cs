@@ -186,6 +186,7 @@ public sealed class TextAdapterTransformer : ITransformer, IScoresInPrecision, I
     {
         ModelEntry.CheckHeader(ctx, Signature, LoaderSignature, Version, OldestReadable);
         byte[] json = ModelEntry.ReadSealed(ctx, "model.json");
+        Libtorch.LoadAhead();
         return BackboneEntry.Guard(() => Load(env, ctx, JsonNode.Parse(json)!.AsObject()));
     }
 
