@@ -242,6 +242,7 @@ int pn_norm_forward(const pn_norm* n) {
 
 int pn_norm_backward(const pn_norm* n) {
     if (!n || !n->x || !n->d_y || !n->d_x || !n->weight || n->width < 1) return refuse("the backward pass of a norm needs rows, weights, gradients and a result");
+    if (n->add && (n->add_every < 1 || n->add_first < 0 || n->add_first >= n->add_every)) return refuse("what is added to a norm's gradient needs the rows that it is added to");
     if (n->d_dropped && n->dropped_bfloat16 && !pn_has_bfloat16()) return refuse("this processor has no numbers in bfloat16");
     return done(kernels().norm_backward(*n));
 }

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define PN_ABI 7
+#define PN_ABI 8
 #define PN_API __attribute__((visibility("default")))
 
 enum pn_activation { PN_LINEAR = 0, PN_GELU = 1, PN_GELU_TANH = 2, PN_RELU = 3 };
@@ -134,12 +134,14 @@ typedef struct {
     float epsilon;
     int32_t root_mean_square;
     float *sum, *y;                 // sum may be null
-    const float* d_y;               // backward: with x the sum, add null
+    const float* d_y;               // backward: with x the sum
     float* d_x;
     int32_t threads;
     void* d_dropped;                // backward: d_x through the dropout of what was added, or null
     int32_t dropped_bfloat16;
     pn_dropout dropout;
+    // backward: where there is an `add`, its row i is added to row i * add_every + add_first of d_x
+    int64_t add_every, add_first;
 } pn_norm;
 
 PN_API int pn_norm_forward(const pn_norm* n);

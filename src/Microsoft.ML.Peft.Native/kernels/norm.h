@@ -68,10 +68,12 @@ static int norm_backward(const pn_norm& n) {
             turned += g * (load(x + j, n.width - j) - mean) * rate;
         }
         float level = n.root_mean_square ? 0 : sum(plain) / n.width, tilt = sum(turned) / n.width;
+        const float* add = n.add && i % n.add_every == n.add_first ? n.add + i / n.add_every * n.width : nullptr;
         for (int64_t j = 0; j < n.width; j += L) {
             vf g = load(d_y + j, n.width - j) * load(n.weight + j, n.width - j);
             vf normed = (load(x + j, n.width - j) - mean) * rate;
             vf d = (g - level - normed * tilt) * rate;
+            if (add) d += load(add + j, n.width - j);
             store(d_x + j, d, n.width - j);
             if (!n.d_dropped) continue;
             int64_t at = i * n.width + j;

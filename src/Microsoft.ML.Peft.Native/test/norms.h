@@ -33,6 +33,13 @@ static void norm_case(int64_t rows, int64_t width, bool add, bool root) {
     expect_ok(text, pn_norm_backward(&back));
     for (int64_t i = 0; i < rows * width; i++) again[i] *= (float)factor(back.dropout, (uint32_t)i);
     expect(std::string(text) + ", dropped", distance(dropped, again), 0);
+    // A gradient of some rows beside.
+    back.d_dropped = nullptr, back.add = more.data(), back.add_every = 1 + rows % 3, back.add_first = back.add_every - 1;
+    expect_ok(text, pn_norm_backward(&back));
+    vector<float> both = d;
+    for (int64_t i = back.add_first; i < rows; i += back.add_every)
+        for (int64_t j = 0; j < width; j++) both[i * width + j] += more[i / back.add_every * width + j];
+    expect(std::string(text) + ", with what is added", distance(again, both), 0);
     double worst = 0, worst_slope = 0;
     for (int64_t i = 0; i < rows; i++) {
         vector<double> row(z.begin() + i * width, z.begin() + (i + 1) * width);

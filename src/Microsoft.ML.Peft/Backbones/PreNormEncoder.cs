@@ -55,7 +55,11 @@ public abstract class PreNormEncoder : Backbone
 
     private sealed record EncoderLayer(
         Block Whole, Sequence Sequence, PreNormPart Attention, AttentionParts Parts, Constant? AttentionScale,
-        PreNormPart FeedForward, Projection Up, Projection Down, Constant? FeedForwardScale, bool Gated);
+        PreNormPart FeedForward, Projection Up, Projection Down, Constant? FeedForwardScale, bool Gated)
+    {
+        /// <summary>The same as kernels run it at once; null where they do not.</summary>
+        public FusedLayer.Parts? Fused { get; init; }
+    }
 
     /// <inheritdoc/>
     public override bool PostNorm => false;
@@ -74,7 +78,7 @@ public abstract class PreNormEncoder : Backbone
     {
         long width = Config.HiddenSize, inner = Config.IntermediateSize;
         string Path(string part) => path + "." + part;
-        _layers.Add(new EncoderLayer(
+        var parts = new EncoderLayer(
             Add(new Block(path, SiteRole.LayerBlock, layer)),
             Add(new Sequence(Path("input"), SiteRole.LayerSequence, layer)),
             new PreNormPart(
@@ -95,7 +99,19 @@ public abstract class PreNormEncoder : Backbone
             AddProjection(Path(names.Up), SiteRole.FeedForwardUp, layer, names.Gated ? 2 * inner : inner, width),
             AddProjection(Path(names.Down), SiteRole.FeedForwardDown, layer, width, inner),
             AddScale(path, names.FeedForwardScale, layer),
-            names.Gated));
+            names.Gated);
+        _layers.Add(parts with { Fused = Fused(parts) });
+    }
+
+    // Factors and gates are the parts' own; so is dropout behind a part.
+    private FusedLayer.Parts? Fused(EncoderLayer layer)
+    {
+        if (layer.Gated || layer.AttentionScale is not null || layer.FeedForwardScale is not null) return null;
+        (AttentionParts parts, PreNormPart attention, PreNormPart fed) = (layer.Parts, layer.Attention, layer.FeedForward);
+        return new(
+            [parts.Query, parts.Key, parts.Value, parts.Output, layer.Up, layer.Down], attention.Norm, fed.Norm, parts.Core,
+            _activation.Kind, Config.AttentionDropout, HiddenDropout: 0,
+            [parts.Core, attention.Block, fed.Block, layer.Whole, attention.Norm, fed.Norm, attention.Residual, fed.Residual], NormFirst: true);
     }
 
     private Constant? AddScale(string path, string? name, int layer) =>
@@ -108,6 +124,9 @@ public abstract class PreNormEncoder : Backbone
         hidden = parts.Sequence.Forward(hidden, pass);
         bool first = pass.FirstTokenOnly && layer == Config.LayerCount - 1 && pass.Patches[parts.Whole] is null
             && parts.Attention.TokenByToken(pass) && parts.Parts.TokenByToken(pass) && parts.FeedForward.TokenByToken(pass);
+        bool leaves = pass.Training && (Config.HiddenDropout > 0 || FeedForwardDropout > 0 || (DropPath > 0 && layer > 0));
+        if (parts.Fused is { } fused && !leaves && ReferenceEquals(ScoreBias(layer, hidden.dtype, pass), pass.Layout.KeyBias(hidden.dtype))
+            && FusedLayer.Apply(fused, hidden, first, pass) is { } output) return output;
         return parts.Whole.Forward(hidden, x =>
         {
             x = parts.Attention.Run(x, y => Leave(Scaled(Attention(parts, layer, y, first, pass), parts.AttentionScale, pass), layer, pass), pass);

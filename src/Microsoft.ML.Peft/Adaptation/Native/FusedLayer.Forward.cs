@@ -36,7 +36,8 @@ internal static unsafe partial class FusedLayer
         Kept k = Kept.Place(call, ref room);
         long rows = call.Asked * call.Width;
         bool context = k.Context is null;
-        using Tensor work = Memory((context ? rows + 16 : 0) + rows + 16 + (call.Asked * call.Inner));
+        long normed = call.NormFirst ? call.Rows * call.Width : 0;
+        using Tensor work = Memory((context ? rows + 16 : 0) + normed + 16 + rows + 16 + (call.Asked * call.Inner));
         room = new Room(Pointer(work));
         if (context) k.Context = room.Take(rows);
         if (kept is null) k.Before = k.Sums = null;
@@ -49,6 +50,7 @@ internal static unsafe partial class FusedLayer
             var pass = new ForwardPass(call, steps, lengths, Factors.Of(call, tensors))
             {
                 Given = Pointer(x),
+                Normed = call.NormFirst ? room.Take(normed) : null,
                 Attended = room.Take(rows),
                 Inner = room.Take(call.Asked * call.Inner, call.SmallInner),
                 Y = Pointer(y),
@@ -66,6 +68,8 @@ internal static unsafe partial class FusedLayer
     {
         public float* Given { get; init; }
 
+        public float* Normed { get; init; }
+
         public float* Attended { get; init; }
 
         public float* Inner { get; init; }
@@ -77,13 +81,15 @@ internal static unsafe partial class FusedLayer
         {
             Parts parts = call.Parts;
             long width = call.Width, rows = slice.Asked.From * width;
-            bool small = call.SmallInner;
+            bool small = call.SmallInner, before = parts.NormFirst;
             float* given = Given + (slice.All.From * width), attended = Attended + rows, inner = At(Inner, slice.Asked.From * call.Inner, small);
+            float* read = before ? Normed + (slice.All.From * width) : given;
+            if (before) steps.Add(Norm(parts.AttentionNorm, slice.All, given, read), backward: false);
             ReadOnlySpan<NativeProduct> asked =
             [
-                Product(Query, slice, given + call.AskedAt, call.AskedRow, k, k.Q),
-                Product(Key, slice, given, width, k, k.K),
-                Product(Value, slice, given, width, k, k.V),
+                Product(Query, slice, read + call.AskedAt, call.AskedRow, k, k.Q),
+                Product(Key, slice, read, width, k, k.K),
+                Product(Value, slice, read, width, k, k.V),
             ];
             steps.Add(asked);
             NativeAttention a = Attention(call, slice, k, lengths);
@@ -95,20 +101,20 @@ internal static unsafe partial class FusedLayer
             p.ResidualRow = call.AskedRow;
             p.Dropout = call.Attended.From(rows);
             steps.Add([p]);
-            steps.Add(Norm(parts.AttentionNorm, slice.Asked, k.Attended, attended), backward: false);
+            steps.Add(Norm(before ? parts.FeedForwardNorm : parts.AttentionNorm, slice.Asked, k.Attended, attended), backward: false);
 
             p = Product(Up, slice, attended, width, k, inner);
             p.Activation = (int)parts.Activation;
             p.Before = k.Before;
             p.BeforeBFloat16 = p.YBFloat16 = small ? 1 : 0;
             steps.Add([p]);
-            p = Product(Down, slice, inner, call.Inner, k, k.Fed);
-            p.Residual = attended;
+            p = Product(Down, slice, inner, call.Inner, k, before ? Y + rows : k.Fed);
+            p.Residual = before ? k.Attended : attended;
             p.ResidualRow = width;
             p.Dropout = call.Fed.From(rows);
             p.XBFloat16 = small ? 1 : 0;
             steps.Add([p]);
-            steps.Add(Norm(parts.FeedForwardNorm, slice.Asked, k.Fed, Y + rows), backward: false);
+            if (!before) steps.Add(Norm(parts.FeedForwardNorm, slice.Asked, k.Fed, Y + rows), backward: false);
             steps.Next();
         }
 

@@ -6,8 +6,8 @@ using static TorchSharp.torch;
 namespace Microsoft.ML.Peft.Adaptation;
 
 /// <summary>
-/// A layer of a post-norm encoder as one node of the graph: <c>a = LN(x + out(attention(x)))</c>, <c>LN(a + down(act(up a)))</c>, where
-/// nothing is worn but low-rank terms at projections. The sums, products and dropped entries are those of the parts run one by one;
+/// A layer of an encoder as one node of the graph, where nothing is worn but low-rank terms at projections: post-norm,
+/// <c>a = LN(x + out(attention(x)))</c>, <c>LN(a + down(act(up a)))</c>, or pre-norm, <c>a = x + out(attention(LN x))</c>, <c>a + down(act(up(LN a)))</c>. The sums, products and dropped entries are those of the parts run one by one;
 /// gradients of one tensor are added up in place, nothing is kept that can be made again, and what only feeds products in bfloat16
 /// is written in it.
 /// </summary>
@@ -17,16 +17,17 @@ internal static unsafe partial class FusedLayer
 
     /// <summary>The frozen parts of a layer.</summary>
     /// <param name="Projections">Query, key, value, attention output, feed-forward up and down.</param>
-    /// <param name="AttentionNorm">The norm after attention.</param>
-    /// <param name="FeedForwardNorm">The norm after the feed-forward part.</param>
+    /// <param name="AttentionNorm">The norm of the attention part.</param>
+    /// <param name="FeedForwardNorm">The norm of the feed-forward part.</param>
     /// <param name="Core">Attention by heads.</param>
     /// <param name="Activation">The feed-forward part's activation.</param>
     /// <param name="AttentionDropout">Dropout of the shares while training.</param>
-    /// <param name="HiddenDropout">Dropout of both parts' outputs while training.</param>
+    /// <param name="HiddenDropout">Dropout of both parts' outputs while training; a pre-norm layer must have none.</param>
     /// <param name="Bare">Sites that must wear nothing.</param>
+    /// <param name="NormFirst">True for a pre-norm layer: each norm stands before its part, and the stream runs beside both.</param>
     internal sealed record Parts(
         Projection[] Projections, Norm AttentionNorm, Norm FeedForwardNorm, AttentionCore Core, ActivationKind Activation,
-        double AttentionDropout, double HiddenDropout, Site[] Bare);
+        double AttentionDropout, double HiddenDropout, Site[] Bare, bool NormFirst = false);
 
     /// <summary>The layer's output <c>[batch, tokens, hidden]</c>; null where the parts have to run one by one.</summary>
     /// <param name="parts">The layer.</param>
@@ -86,6 +87,8 @@ internal static unsafe partial class FusedLayer
     }
 
     // Masks are drawn in the order in which the parts would draw them.
+    private static readonly int[] _postNorm = [Query, Key, Value, Output, Up, Down], _preNorm = [Key, Value, Query, Output, Up, Down];
+
     private static Call Of(Parts parts, Tensor x, bool first, int[]? lengths, LowRankTerm?[] terms, Pass pass)
     {
         bool graph = is_grad_enabled();
@@ -99,14 +102,15 @@ internal static unsafe partial class FusedLayer
             First = first ? pass.Layout.First : null,
             Input = graph && x.requires_grad,
         };
-        for (int site = 0; site < Sites; site++)
+        int[] order = parts.NormFirst ? _preNorm : _postNorm;
+        foreach (int site in order)
         {
             if (terms[site] is { } term)
             {
                 call.Terms[site] = new(term.A.shape[0], (float)term.Scale, graph && term.A.requires_grad, graph && term.B.requires_grad);
                 call.Low[site] = pass.Mask(term.Dropout);
             }
-            if (site == Value) call.Shares = pass.Mask(parts.AttentionDropout);
+            if (site == order[2]) call.Shares = pass.Mask(parts.AttentionDropout);
             if (site == Output) call.Attended = pass.Mask(parts.HiddenDropout);
             if (site == Down) call.Fed = pass.Mask(parts.HiddenDropout);
         }
@@ -160,6 +164,11 @@ internal static unsafe partial class FusedLayer
         public bool SmallInner => Small && Terms[Up] is null && Terms[Down] is null;
 
         public bool Trained(int site) => Terms[site] is { Trained: true };
+
+        public bool NormFirst => Parts.NormFirst;
+
+        /// <summary>True where the backward pass reads the layer's input.</summary>
+        public bool KeepsInput => ReadsInput || (NormFirst && Input);
 
         public bool ReadsInput => Terms[Query] is { A: true } || Terms[Key] is { A: true } || Terms[Value] is { A: true };
     }
@@ -224,7 +233,7 @@ internal static unsafe partial class FusedLayer
                 Context = call.Terms[Output] is { A: true } ? room.Take(call.Asked * call.Width) : null,
                 Attended = room.Take(call.Asked * call.Width),
                 Before = room.Take(call.Asked * call.Inner, call.SmallInner),
-                Fed = room.Take(call.Asked * call.Width),
+                Fed = call.NormFirst ? null : room.Take(call.Asked * call.Width),
             };
             for (int site = 0; site < Sites; site++)
                 if (call.Terms[site] is { } term) kept.Low[site] = (long)room.Take(call.RowsOf(site) * term.Rank);
@@ -240,7 +249,7 @@ internal static unsafe partial class FusedLayer
             part.K += all * call.Width;
             part.V += all * call.Width;
             part.Attended += asked * call.Width;
-            part.Fed += asked * call.Width;
+            if (Fed is not null) part.Fed += asked * call.Width;
             if (Sums is not null) part.Sums += 2 * asked * call.Parts.Core.Heads;
             if (Context is not null) part.Context += asked * call.Width;
             if (Before is not null) part.Before = At(Before, asked * call.Inner, call.SmallInner);
@@ -268,7 +277,7 @@ internal static unsafe partial class FusedLayer
             Tensor kept = Memory(measure.Taken);
             Tensor y = Forward(call, x, factors, kept);
             ctx.save_data("call", call);
-            ctx.save_for_backward(call.ReadsInput ? [kept, .. factors, x] : [kept, .. factors]);
+            ctx.save_for_backward(call.KeepsInput ? [kept, .. factors, x] : [kept, .. factors]);
             return y;
         }
 
@@ -278,7 +287,7 @@ internal static unsafe partial class FusedLayer
             var call = (Call)ctx.get_data("call")!;
             List<Tensor> saved = ctx.get_saved_variables();
             int count = 2 * call.Terms.Count(t => t is not null);
-            List<Tensor> results = [null!, .. Backward(call, saved[0], saved.GetRange(1, count), call.ReadsInput ? saved[^1] : null, Contiguous(grad_output))];
+            List<Tensor> results = [null!, .. Backward(call, saved[0], saved.GetRange(1, count), call.KeepsInput ? saved[^1] : null, Contiguous(grad_output))];
             foreach (Tensor result in results)
                 if (result is not null) scope.MoveToOuter(result);
             return results;

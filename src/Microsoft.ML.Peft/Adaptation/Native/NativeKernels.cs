@@ -15,7 +15,7 @@ namespace Microsoft.ML.Peft.Adaptation;
 /// </summary>
 public static class NativeKernels
 {
-    private const int Abi = 7;
+    private const int Abi = 8;
     private static readonly Lazy<Exports?> _exports = new(Load);
     private static volatile bool _enabled = Environment.GetEnvironmentVariable("PEFT_NATIVE")?.ToLowerInvariant() is not ("off" or "0" or "false");
 

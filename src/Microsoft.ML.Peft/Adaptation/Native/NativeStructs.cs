@@ -136,6 +136,7 @@ internal unsafe struct NativeNorm
     public float* DDropped;
     public int DroppedBFloat16;
     public NativeDropout Dropout;
+    public long AddEvery, AddFirst;
 }
 
 [StructLayout(LayoutKind.Sequential)]
