@@ -56,6 +56,7 @@ const pn::Kernels& choose() {
 // Activations are large and short-lived: glibc would map each anew from the system and give it back, a page fault for every
 // 4 KiB (a twelfth of the time of scoring). Its own variables, where somebody has set them, stay in force.
 constexpr int Kept = 256 << 20;
+constexpr int MmapsBefore = 65536;     // glibc's own
 
 bool may_keep() { return !getenv("MALLOC_MMAP_THRESHOLD_") && !getenv("MALLOC_TRIM_THRESHOLD_") && !getenv("GLIBC_TUNABLES"); }
 
@@ -104,6 +105,8 @@ void pn_keep_memory(int all) {
     kernels();
     if (!may_keep()) return;
     mallopt(M_TRIM_THRESHOLD, all ? -1 : Kept);
+    // No threshold may be above the 32 MiB that are set; what a layer of a large batch keeps is more.
+    mallopt(M_MMAP_MAX, all ? 0 : MmapsBefore);
     if (!all) malloc_trim(0);
 #endif
 }
