@@ -19,7 +19,7 @@ internal static class RooflineRuns
     // Which function belongs to what: the first line whose words occur in library or function; the rest is "other".
     private static readonly (string Name, string[] Libraries, string[] Functions)[] _groups =
     [
-        ("attention", ["PeftNative"], ["attend", "attention", "block<"]),
+        ("attention", ["PeftNative"], ["attend", "attention", "soften", "block<"]),
         ("norms", ["PeftNative"], ["norm"]),
         ("packing, rounding", ["PeftNative"], ["pack", "round", "quantise"]),
         ("products, with what follows in them", ["PeftNative"], ["product", "tile", "multiply"]),
