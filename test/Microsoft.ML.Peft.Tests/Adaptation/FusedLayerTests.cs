@@ -286,7 +286,7 @@ public sealed class FusedLayerTests
                 if (theirs[i] is { } slope)
                 {
                     Near($"gradient {i} of the parts", slope, found[i]!, step);
-                    Assert.IsLessThan(6e-3, ((slope - found[i]!).abs().mean() / slope.abs().mean()).item<float>(), $"gradient {i} of the parts, on average");
+                    Assert.IsLessThan(1e-2, ((slope - found[i]!).abs().mean() / slope.abs().mean()).item<float>(), $"gradient {i} of the parts, on average");
                 }
         }
     }
